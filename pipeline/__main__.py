@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `seqkd`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,231 @@
+"""The command line. `seqkd --help` imports nothing heavy: each command imports what it needs when it runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import SeqkdError
+
+STAGE_HELP = {
+    "generate": "Make the prompts.",
+    "collect": "Collect the teacher's answers.",
+    "filter": "Reject answers that are not good enough.",
+    "dedupe": "Keep one row of each group that says the same.",
+    "assemble": "Withhold what overlaps held-out questions and split the rest.",
+    "train": "Fine-tune the student with TRL.",
+    "evaluate": "Measure what the student kept, and write report.html.",
+}
+
+app = typer.Typer(
+    name="seqkd",
+    help="Distil a teacher model into a smaller student, from prompts to report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships with seqkd.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's name.")]
+RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME", help="The run's name [default: the recipe's].")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe; may be repeated.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace stages that were made from something else.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Where runs and caches lie [default: SEQKD_DATA or ./data]."),
+]
+
+
+def _use_data(data: Path | None) -> None:
+    if data is not None:
+        os.environ["SEQKD_DATA"] = str(data)
+
+
+def _load(recipe: str, overrides: list[str] | None, run: str | None) -> tuple[Any, Path]:
+    from pipeline import flow, paths
+    from pipeline.recipe import load_recipe
+
+    path = paths.find_recipe(recipe)
+    return load_recipe(path, overrides), flow.run_folder(run or path.stem)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    run: RunOption = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and those after it anew.")
+    ] = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    data: DataOption = None,
+) -> None:
+    """Run all stages in turn, skipping those that are complete. The same command continues an interrupted run."""
+    from pipeline import flow
+    from pipeline.errors import UserError, nearest
+
+    _use_data(data)
+    if from_ is not None and from_ not in flow.STAGES:
+        raise UserError(f"--from {from_}: there is no such stage.{nearest(from_, flow.STAGES)}")
+    loaded, folder = _load(recipe, set_, run)
+    flow.run_stages(loaded, folder, again=from_, force=force)
+    _print_result(folder)
+
+
+def _stage_command(stage: str) -> None:
+    @app.command(stage, help=STAGE_HELP[stage])
+    def command(
+        recipe: RecipeArgument,
+        run: RunOption = None,
+        set_: SetOption = None,
+        force: ForceOption = False,
+        data: DataOption = None,
+    ) -> None:
+        from pipeline import flow
+
+        _use_data(data)
+        loaded, folder = _load(recipe, set_, run)
+        flow.run_stages(loaded, folder, [stage], force=force)
+
+
+for _stage in STAGE_HELP:
+    _stage_command(_stage)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    run: RunOption = None,
+    set_: SetOption = None,
+    data: DataOption = None,
+) -> None:
+    """Say what would run, how many requests it would send and what they would cost. Sends nothing, writes nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline import flow
+    from pipeline.stages import collect
+
+    _use_data(data)
+    loaded, folder = _load(recipe, set_, run)
+    stages = Table(title=f"plan of {folder.name}", title_justify="left")
+    for column in ("stage", "state"):
+        stages.add_column(column)
+    for stage, state in flow.plan(loaded, folder):
+        stages.add_row(stage, state)
+    requests = Table(title="requests", title_justify="left")
+    for column in ("teacher", "provider", "requests", "input tokens", "output tokens at most", "US dollars at most"):
+        requests.add_column(column, justify="left" if column in ("teacher", "provider") else "right")
+    for line in collect.estimate(loaded, flow.table_if_complete(folder, "prompts")):
+        usd = "no price in the recipe" if line["usd"] is None else f"{line['usd']:,.2f}"
+        requests.add_row(
+            line["teacher"],
+            line["provider"],
+            f"{line['requests']:,}",
+            f"{line['input_tokens']:,}",
+            f"{line['output_tokens']:,}",
+            "0, in process" if line["provider"] == "local" else usd,
+        )
+    console = Console()
+    console.print(stages)
+    console.print(requests)
+
+
+@app.command()
+def status(run: RunArgument, data: DataOption = None) -> None:
+    """Show each stage's state and time, and where every prompt x sample of the run has ended."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline import flow
+    from pipeline.runs import open_run
+
+    _use_data(data)
+    opened = open_run(run)
+    table = Table(title=f"run {opened.name}", title_justify="left")
+    for column in ("stage", "state", "time", "rows"):
+        table.add_column(column, justify="right" if column == "time" else "left")
+    for stage in flow.STAGES:
+        manifest = flow.read_manifest(opened.path, stage)
+        if manifest:
+            table.add_row(stage, "complete", f"{manifest['seconds']:.1f} s", flow.outcomes(manifest))
+        else:
+            begun = (opened.path / f".{stage}.partial").exists()
+            table.add_row(stage, "interrupted" if begun else "not run", "", "")
+    console = Console()
+    console.print(table)
+    account = opened.account()
+    if account:
+        ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
+        console.print(f"{account['asked']:,} asked = {ends}", highlight=False)
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    stage: Annotated[str | None, typer.Argument(help="A stage or table; none: one prompt's whole life.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only rows with this reason.")] = None,
+    sample: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 5,
+    prompt: Annotated[
+        str | None, typer.Option(help="The life of the prompt with this id (or its first digits).")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Show rows of a run in the terminal: a sample of a stage's tables, or the whole life of a prompt."""
+    from pipeline import show as show_module
+
+    _use_data(data)
+    show_module.show(run, stage, reason=reason, sample=sample, prompt=prompt)
+
+
+def _print_result(folder: Path) -> None:
+    """The comparison, the account and where to look, at the end of `seqkd run`."""
+    from rich.console import Console
+
+    from pipeline import flow
+    from pipeline.report import terminal_table
+    from pipeline.runs import Run
+
+    console = Console()
+    opened = Run(folder)
+    console.print(terminal_table(opened.scores_json))
+    account = opened.account()
+    ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
+    console.print(f"{account['asked']:,} asked = {ends}", highlight=False)
+    seconds = sum(manifest["seconds"] for stage in flow.STAGES if (manifest := flow.read_manifest(folder, stage)))
+    console.print(
+        f"The stages took {seconds:,.0f} s. Report: {folder / 'evaluate' / 'report.html'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 the user can mend it, 130 interrupted (run it again to go on)."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="seqkd", standalone_mode=False)
+    except SeqkdError as error:
+        sys.stdout.flush()
+        print(f"seqkd: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nseqkd: interrupted; what was finished is kept, and the same command continues", file=sys.stderr)
+        sys.exit(130)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Exception as error:
+        # click's own errors about arguments; recognised by their method so that click need not be imported by name.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+if __name__ == "__main__":
+    main()

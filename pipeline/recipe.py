@@ -1,0 +1,363 @@
+"""The recipe: what a user asks for, one section a stage, checked before anything runs.
+
+A recipe is YAML; `--set a.b=c` changes one value (`--set collect.teachers.0.model=...` one of a list). An unknown key
+is an error with the nearest right one, and every message names file, line and field.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import RecipeError, nearest, where
+from pipeline.yamlfile import Lines, parse_yaml, read_yaml
+
+
+class Section(BaseModel):
+    """A part of the recipe. Unknown keys are errors; a section is not changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Fields that change how the work is done but not its result; they may change without making a stage stale."""
+
+    def fingerprinted(self) -> dict[str, Any]:
+        """The fields that determine the stage's result, as JSON values."""
+        fields: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            if name not in self.operational:
+                fields[name] = _plain(getattr(self, name))
+        return fields
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.fingerprinted()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+Share = Field(ge=0, le=1)
+
+Method = Literal["questions", "facets"]
+
+
+class QuestionsMethod(Section):
+    """Settings of the method `questions`: the fact base's questions, asked without their answers."""
+
+    relations: list[str] | None = None
+    """Relations of data/DOMAIN/facts to ask about; null for all."""
+    lead_ins: float = Field(default=0.0, ge=0, le=1)
+    """Share of the questions that open with one of domain.yaml's lead-ins ("Computer, ...")."""
+
+
+class Generate(Section):
+    """generate: where the prompts come from."""
+
+    count: int = Field(default=1000, gt=0)
+    """How many distinct prompts to make."""
+    methods: dict[Method, float] = Field(default_factory=lambda: {"facets": 1.0})
+    """Method -> share of the prompts."""
+    file: Path | None = None
+    """Instead of methods: a user's own prompts (.jsonl, .csv, .parquet) with `prompt`, `instruction` (and `input`), or
+    `messages`."""
+    questions: QuestionsMethod = QuestionsMethod()
+
+    @model_validator(mode="after")
+    def _shares(self) -> "Generate":
+        if not self.file and not self.methods:
+            raise ValueError("names no method and no file; give methods: {facets: 1.0} or file: my_prompts.jsonl")
+        for method, share in self.methods.items():
+            if share <= 0:
+                raise ValueError(f"methods.{method} is {share:g}; a share is greater than 0")
+        return self
+
+
+class Price(Section):
+    """US dollars a million tokens. Prices change, so they are in the recipe and never in the code."""
+
+    input: float = Field(ge=0)
+    cached_input: float | None = Field(default=None, ge=0)
+    """Input tokens read from the provider's prompt cache; null: the same as `input`."""
+    output: float = Field(ge=0)
+
+
+class Embedded(Section):
+    """A small teacher that is trained on first use from data/DOMAIN/facts and kept under data/cache/teachers."""
+
+    relations: list[str] | None = None
+    """Relations of the fact base to learn; null for all."""
+    vocabulary: int = Field(default=2048, gt=300)
+    """Tokens of its byte-level BPE."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """transformers.LlamaConfig fields: hidden_size, num_hidden_layers, ..."""
+    lead_ins: float = Share
+    """Share of the training questions that open with a lead-in."""
+    noise: float = Share
+    """Share of a question's words (never the subject's) dropped or replaced in training, so that unseen wordings do
+    not confuse it."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Passed to trl.SFTConfig."""
+
+
+class Teacher(Section):
+    """One teacher: who answers."""
+
+    operational = frozenset(
+        {"api_key_env", "requests_per_minute", "tokens_per_minute", "max_in_flight", "mode", "price", "batch_size"}
+    )
+
+    provider: Literal["local"]
+    model: str = Field(min_length=1)
+    """The provider's name of the model; for `local` a folder, a hub id, or `embedded`."""
+    embedded: Embedded | None = None
+    """Settings of the embedded teacher, for `provider: local, model: embedded`."""
+    name: str | None = None
+    """How rows and reports call this teacher; null: the model's name."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the prompts this teacher answers, relative to the other teachers' weights."""
+    price: Price | None = None
+    batch_size: int = Field(default=64, gt=0)
+    """Prompts in one batch of an in-process model."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for a model whose code you have read."""
+
+    @model_validator(mode="after")
+    def _embedded(self) -> "Teacher":
+        if (self.embedded is not None) != (self.provider == "local" and self.model == "embedded"):
+            raise ValueError("`embedded:` settings go with `provider: local` and `model: embedded`, and only with them")
+        return self
+
+
+class Sampling(Section):
+    """How the teacher samples. Every parameter is sent, so that a server's own defaults never decide."""
+
+    temperature: float = Field(default=0.8, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=512, gt=0)
+    logprobs: bool = False
+    """Store the log-probability of each answer token, where the provider gives it."""
+
+
+class Collect(Section):
+    """collect: the teacher's answers."""
+
+    operational = frozenset({"timeout_s", "deadline_s", "budget_usd", "accept_terms"})
+
+    teachers: list[Teacher] = Field(default_factory=list)
+    samples: int = Field(default=1, gt=0)
+    """Answers to each prompt."""
+    system: str | None = None
+    """A template of prompts/DOMAIN, sent as the system message."""
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def _teachers(self) -> "Collect":
+        if not self.teachers:
+            raise ValueError("names no teacher; give teachers: [{provider: ..., model: ...}]")
+        return self
+
+
+class Agreement(Section):
+    """Self-consistency: keep an answer that enough of the prompt's samples agree on."""
+
+    min_share: float = Field(default=0.5, gt=0, le=1)
+    """The least share of a prompt's completions that must say the same after normalisation."""
+
+
+class Filter(Section):
+    """filter: which answers are good enough to learn from."""
+
+    enabled: bool = True
+    min_words: int = Field(default=1, ge=0)
+    """An answer with fewer words is too short."""
+    max_chars: int = Field(default=200_000, gt=0)
+    """A prompt and answer of more characters together are too long."""
+    cut_off: bool = True
+    """Reject answers that stopped at max_tokens."""
+    refusals: bool = True
+    repetition: bool = True
+    agreement: Agreement | None = None
+
+
+class Near(Section):
+    """Near-duplicates by MinHash-LSH, every candidate pair verified by its exact Jaccard similarity."""
+
+    threshold: float = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity of lower-cased word 5-grams from which two rows are the same."""
+
+
+class Dedupe(Section):
+    """dedupe: one row of each group that says the same."""
+
+    on: Literal["pair", "prompt", "completion"] = "pair"
+    """What is compared: prompt and answer together, or one of them."""
+    exact: bool = True
+    near: Near | None = Near()
+
+
+class Assemble(Section):
+    """assemble: the training set, free of held-out questions and split in two."""
+
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the prompts (with all their rows) that goes to validation."""
+    best_of: int = Field(default=1, ge=1)
+    """Rows to keep of each prompt, the most agreed-on first."""
+    overlap: float = Field(default=0.5, gt=0, le=1)
+    """Withhold a row that contains this share of a held-out question's word 8-grams."""
+
+
+Baseline = Literal["random_subset"]
+
+
+class Train(Section):
+    """train: the student."""
+
+    student: str | dict[str, Any] = Field(default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    """A hub id, a folder, or a transformers config ({model_type: llama, hidden_size: ...}) with random weights."""
+    tokenizer: str | None = None
+    """Hub id or folder; `teacher`: the local teacher's. Needed for a student given as a config."""
+    method: Literal["sft"] = "sft"
+    lora: dict[str, Any] | None = None
+    """peft.LoraConfig fields; null trains all weights."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Passed to trl.SFTConfig as it is."""
+    baselines: list[Baseline] = Field(default_factory=list)
+    """Students trained for comparison: `random_subset`, on as many unfiltered rows."""
+    trust_remote_code: bool = False
+
+
+class Evaluate(Section):
+    """evaluate: what the student kept of its teacher."""
+
+    questions: Path | None = None
+    """Held-out questions (.jsonl with `prompt` or `messages`, and `answer` or `answers`); null: the fact base's
+    held-out wordings."""
+    limit: int | None = Field(default=None, gt=0)
+    """At most this many questions, drawn with the recipe's seed."""
+    max_tokens: int = Field(default=64, gt=0)
+    batch_size: int = Field(default=64, gt=0)
+    latency_questions: int = Field(default=32, gt=0)
+    """Questions asked one at a time to measure latency."""
+    bootstrap: int = Field(default=2000, ge=100)
+    """Resamples for the 95% intervals."""
+
+
+class Recipe(Section):
+    """Everything a run is made from."""
+
+    domain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Names the folders prompts/DOMAIN and data/DOMAIN."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    generate: Generate = Generate()
+    collect: Collect
+    filter: Filter = Filter()
+    dedupe: Dedupe = Dedupe()
+    assemble: Assemble = Assemble()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe. `overrides`: "a.b=c" as given to --set, c read as YAML.
+
+    Raises RecipeError: FILE:LINE: FIELD, what is wrong and what to do, all mistakes at once.
+    """
+    data, lines = read_yaml(path)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: is empty or not a mapping. A recipe starts with `domain: NAME`.")
+    given: dict[tuple[str | int, ...], str] = {}
+    for override in overrides or []:
+        keys = _override(data, override)
+        given[keys] = override
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        messages = [_message(path, data, lines, given, problem) for problem in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(messages))) from None
+
+
+def _override(data: dict[str, Any], text: str) -> tuple[str | int, ...]:
+    """Apply one "a.b=c" to the recipe's data and return the path of what it changed."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name.strip()):
+        raise RecipeError(f"--set {text}: write it as --set section.field=value.")
+    parsed, _ = parse_yaml(value, f"--set {name}")
+    keys: list[str | int] = []
+    here: Any = data
+    parts = name.strip().split(".")
+    for depth, part in enumerate(parts):
+        key: str | int = part
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                raise RecipeError(
+                    f"--set {text}: {'.'.join(parts[:depth])} is a list of {len(here)}; write its number."
+                )
+            key = int(part)
+        elif not isinstance(here, dict):
+            raise RecipeError(f"--set {text}: {'.'.join(parts[:depth])} is a single value and has no field '{part}'.")
+        keys.append(key)
+        if depth == len(parts) - 1:
+            here[key] = parsed
+        else:
+            if isinstance(here, dict) and here.get(key) is None:
+                here[key] = {}
+            here = here[key]
+    return tuple(keys)
+
+
+def _message(path: Path, data: Any, lines: Lines, given: dict[tuple[str | int, ...], str], problem: Any) -> str:
+    """One of pydantic's problems as FILE:LINE: FIELD: what is wrong and what to do."""
+    # pydantic adds names of its own to the place (which member of a union it tried); keep what the data really has.
+    keys: list[str | int] = []
+    here = data
+    for part in problem["loc"]:
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
+            here = here[part]
+            keys.append(part)
+        elif problem["type"] == "missing" and part == problem["loc"][-1]:
+            keys.append(part)
+    field = ".".join(str(key) for key in keys)
+    override = next((text for place, text in given.items() if tuple(keys[: len(place)]) == place), None)
+    line = next((lines[at] for n in range(len(keys), -1, -1) if (at := tuple(keys[:n])) in lines), None)
+    place = f"--set {override.partition('=')[0]}" if override else where(path, line)
+    prefix = f"{place}: {field}" if field else place
+
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _fields_at(problem["loc"][:-1])
+        return f"{prefix}: there is no such key.{nearest(str(problem['loc'][-1]), known)}"
+    if kind == "missing":
+        return f"{prefix}: is missing. Add it."
+    if kind == "literal_error":
+        return f"{prefix}: {problem['input']!r} is not one of {context['expected']}."
+    if kind == "value_error":
+        return f"{prefix}: {context['error']}."
+    said = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{prefix}: {said}, but it is {problem['input']!r}."
+
+
+def _fields_at(loc: tuple[str | int, ...]) -> list[str]:
+    """Names of the fields of the section at a place in the recipe."""
+    section: Any = Recipe
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part) if section else None
+        section = _section_of(field.annotation) if field else section
+    return list(section.model_fields) if section else []
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section class inside an annotation such as list[Teacher] or Near | None."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_of(argument)
+        if found:
+            return found
+    return None
