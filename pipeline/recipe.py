@@ -55,17 +55,25 @@ class QuestionsMethod(Section):
     """Share of the questions that open with one of domain.yaml's lead-ins ("Computer, ...")."""
 
 
+class FacetsMethod(Section):
+    """Settings of the method `facets`: templates filled in from the taxonomy."""
+
+    sampling: Literal["weighted", "balanced"] = "weighted"
+    """weighted: tasks, topics, personas ... as often as the weights in domain.yaml say; balanced: equally often."""
+
+
 class Generate(Section):
     """generate: where the prompts come from."""
 
-    count: int = Field(default=1000, gt=0)
-    """How many distinct prompts to make."""
+    count: int | None = Field(default=None, gt=0)
+    """How many distinct prompts to make; null: 1,000, or all of `file`."""
     methods: dict[Method, float] = Field(default_factory=lambda: {"facets": 1.0})
     """Method -> share of the prompts."""
     file: Path | None = None
     """Instead of methods: a user's own prompts (.jsonl, .csv, .parquet) with `prompt`, `instruction` (and `input`), or
     `messages`."""
     questions: QuestionsMethod = QuestionsMethod()
+    facets: FacetsMethod = FacetsMethod()
 
     @model_validator(mode="after")
     def _shares(self) -> "Generate":
@@ -286,7 +294,10 @@ def _override(data: dict[str, Any], text: str) -> tuple[str | int, ...]:
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", name.strip()):
         raise RecipeError(f"--set {text}: write it as --set section.field=value.")
-    parsed, _ = parse_yaml(value, f"--set {name}")
+    try:
+        parsed, _ = parse_yaml(value, "--set")
+    except RecipeError:
+        raise RecipeError(f"--set {text}: the value is not valid YAML; put it in quotes if it is text.") from None
     keys: list[str | int] = []
     here: Any = data
     parts = name.strip().split(".")
@@ -322,7 +333,7 @@ def _message(path: Path, data: Any, lines: Lines, given: dict[tuple[str | int, .
         elif problem["type"] == "missing" and part == problem["loc"][-1]:
             keys.append(part)
     field = ".".join(str(key) for key in keys)
-    override = next((text for place, text in given.items() if tuple(keys[: len(place)]) == place), None)
+    override = next((text for at, text in given.items() if keys and tuple(keys[: len(at)]) == at[: len(keys)]), None)
     line = next((lines[at] for n in range(len(keys), -1, -1) if (at := tuple(keys[:n])) in lines), None)
     place = f"--set {override.partition('=')[0]}" if override else where(path, line)
     prefix = f"{place}: {field}" if field else place

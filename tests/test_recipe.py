@@ -1,0 +1,116 @@
+import pytest
+
+from pipeline import paths
+from pipeline.errors import RecipeError, UserError
+from pipeline.recipe import load_recipe
+
+GOOD = """\
+domain: star_trek
+generate: {count: 10, methods: {questions: 1.0}}
+collect:
+  teachers:
+    - {provider: local, model: some/model}
+  sampling: {temperature: 0.5}
+train:
+  student: {model_type: llama}
+  sft:
+    learning_rate: 1e-3
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def wrong(path, old, new, overrides=None):
+    """The message for a recipe with one thing changed."""
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, overrides)
+    return str(error.value).replace(str(path), "r.yaml")
+
+
+def test_reads_and_overrides(recipe):
+    read = load_recipe(
+        recipe, ["collect.teachers.0.model=other", "seed=7", "dedupe.near=null", "train.sft.max_steps=3"]
+    )
+    assert read.collect.teachers[0].model == "other"
+    assert read.seed == 7 and read.dedupe.near is None
+    assert read.train.sft == {"learning_rate": 0.001, "max_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("count: 10", "cuont: 10", "r.yaml:2: generate.cuont: there is no such key. Did you mean 'count'?"),
+        ("generate:", "genrate:", "r.yaml:2: genrate: there is no such key. Did you mean 'generate'?"),
+        ("count: 10", "count: -1", "r.yaml:2: generate.count: input should be greater than 0, but it is -1."),
+        ("count: 10", "count: many", "r.yaml:2: generate.count: input should be a valid integer"),
+        ("questions: 1.0", "questoins: 1.0", "r.yaml:2: generate.methods.questoins: 'questoins' is not one of"),
+        ("questions: 1.0", "questions: 0", "methods.questions is 0; a share is greater than 0"),
+        ("provider: local", "provider: opnai", "r.yaml:5: collect.teachers.0.provider: 'opnai' is not one of"),
+        (
+            "temperature: 0.5",
+            "temperature: hot",
+            "r.yaml:6: collect.sampling.temperature: input should be a valid number",
+        ),
+        ("temperature: 0.5", "temperature: .nan", "r.yaml:6: collect.sampling.temperature"),
+        ("domain: star_trek", "domain: ../secret", "r.yaml:1: domain: "),
+        ("domain: star_trek", "seed: 1", "r.yaml:1: domain: is missing. Add it."),
+        (GOOD, "", "r.yaml: is empty or not a mapping"),
+        (GOOD, "- a\n", "r.yaml: is empty or not a mapping"),
+        (GOOD, "domain: star_trek\ncollect: 3\n", "r.yaml:2: collect: "),
+    ],
+)
+def test_mistakes_name_file_line_and_field(recipe, old, new, said):
+    assert said in wrong(recipe, old, new)
+
+
+def test_all_mistakes_are_told_at_once(recipe):
+    told = wrong(recipe, "count: 10", "cuont: 10, file: 3")
+    assert "cuont" in told and "generate.file" in told
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed", "write it as --set section.field=value"),
+        ("=3", "write it as --set section.field=value"),
+        ("collect.teachers.4.model=x", "is a list of 1"),
+        ("seed.x=3", "--set seed.x: seed: input should be a valid integer, but it is {'x': 3}."),
+        ("domain.x=3", "domain is a single value"),
+        ("seed=-1", "--set seed: seed: input should be greater than or equal to 0, but it is -1."),
+        ("seed=[", "--set seed=[: the value is not valid YAML"),
+        (
+            "assemble.best_fo=2",
+            "--set assemble.best_fo: assemble.best_fo: there is no such key. Did you mean 'best_of'?",
+        ),
+    ],
+)
+def test_a_wrong_override_is_named(recipe, override, said):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe, [override])
+    assert said in str(error.value)
+
+
+def test_recipes_are_found_by_name_or_path(recipe):
+    assert paths.find_recipe(str(recipe)) == recipe
+    with pytest.raises(UserError, match="no recipe named 'quickstrat'. Did you mean 'quickstart'"):
+        paths.find_recipe("quickstrat")
+    with pytest.raises(UserError, match=r"no recipe file nowhere\.yaml"):
+        paths.find_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", paths.shipped_recipes())
+def test_every_shipped_recipe_is_valid(name):
+    assert load_recipe(paths.find_recipe(name)).domain
+
+
+def test_operational_fields_do_not_determine_a_result(recipe):
+    first = load_recipe(recipe, ["collect.teachers.0.batch_size=1"]).collect.fingerprinted()
+    second = load_recipe(recipe, ["collect.teachers.0.batch_size=2"]).collect.fingerprinted()
+    third = load_recipe(recipe, ["collect.samples=2"]).collect.fingerprinted()
+    assert first == second != third
