@@ -41,8 +41,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-Share = Field(ge=0, le=1)
-
 Method = Literal["questions", "facets"]
 
 
@@ -103,9 +101,9 @@ class Embedded(Section):
     """Tokens of its byte-level BPE."""
     model: dict[str, Any] = Field(default_factory=dict)
     """transformers.LlamaConfig fields: hidden_size, num_hidden_layers, ..."""
-    lead_ins: float = Share
+    lead_ins: float = Field(default=0.0, ge=0, le=1)
     """Share of the training questions that open with a lead-in."""
-    noise: float = Share
+    noise: float = Field(default=0.0, ge=0, lt=1)
     """Share of a question's words (never the subject's) dropped or replaced in training, so that unseen wordings do
     not confuse it."""
     sft: dict[str, Any] = Field(default_factory=dict)
