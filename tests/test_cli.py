@@ -1,0 +1,72 @@
+"""The command line as a user meets it, mistakes included."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.flow import STAGES
+from tiny import RECIPE, seqkd
+
+
+def refused(done, *said):
+    """The command ended with exit code 2 and one clear message."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for words in said:
+        assert words in done.stderr
+    return True
+
+
+def test_help_names_every_command_and_imports_nothing_heavy(tmp_path):
+    told = seqkd("--help", cwd=tmp_path)
+    assert told.returncode == 0
+    for name in (*STAGES, "run", "plan", "status", "show"):
+        assert name in told.stdout
+    code = "import pipeline.cli, sys; print({'torch', 'pyarrow', 'pandas', 'pydantic', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_a_script_too(stage, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipeline.stages.{stage}", "nowhere.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    refused(done, "no recipe file nowhere.yaml")
+
+
+def test_mistakes_on_the_command_line(tiny):
+    refused(seqkd("rnu", cwd=tiny), "No such command 'rnu'. Did you mean 'run'?")
+    refused(seqkd("run", "quickstrat", cwd=tiny), "no recipe named 'quickstrat'. Did you mean 'quickstart'?")
+    refused(seqkd("run", "tiny.yaml", "--from", "trian", cwd=tiny), "Did you mean 'train'?")
+    refused(seqkd("run", "tiny.yaml", "--set", "generate.cuont=3", cwd=tiny), "Did you mean 'count'?")
+    refused(seqkd("run", "tiny.yaml", "--run", "../x", cwd=tiny), "a run's name")
+    refused(seqkd("run", "tiny.yaml", "--set", "domain=nowhere", cwd=tiny), "no folder", "nowhere")
+    refused(seqkd("status", "nothing", cwd=tiny), "there is no run 'nothing'")
+
+
+def test_a_template_with_an_undefined_name(tiny):
+    (tiny / "prompts/tiny/system.jinja").write_text("You know {{ entire_wrold }}.\n")
+    recipe = RECIPE.replace("samples: 3", "samples: 3\n  system: system.jinja")
+    (tiny / "tiny.yaml").write_text(recipe)
+    assert seqkd("generate", "tiny.yaml", cwd=tiny).returncode == 0
+    refused(seqkd("collect", "tiny.yaml", cwd=tiny), "system.jinja:1", "entire_wrold")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "mine.jsonl"),
+        ('{"prompt": "a"}\n{"prompt": \n', "mine.jsonl:2"),
+        ('{"prompt": "a"}\n{"question": "b"}\n', "mine.jsonl:2"),
+        ('{"prompt": "a"}\n{"prompt": 3}\n', "mine.jsonl:2"),
+        ("[1, 2]\n", "mine.jsonl:1"),
+    ],
+)
+def test_an_empty_or_malformed_prompts_file(tiny, content, said):
+    (tiny / "mine.jsonl").write_text(content)
+    refused(seqkd("generate", "tiny.yaml", "--set", "generate.file=mine.jsonl", cwd=tiny), said)
+
+
+def test_a_missing_prompts_file(tiny):
+    refused(seqkd("generate", "tiny.yaml", "--set", "generate.file=none.jsonl", cwd=tiny), "none.jsonl")

@@ -1,0 +1,209 @@
+"""Runs as transactions: real stages of the tiny domain, real processes, real kills."""
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts, flow
+from pipeline.errors import AccountError, BusyError, StaleRunError, StorageError, UserError
+from pipeline.recipe import load_recipe
+from tiny import command, seqkd
+
+DATA_STAGES = ("generate", "collect", "filter", "dedupe", "assemble")
+
+
+def bytes_of(folder: Path, stages=DATA_STAGES) -> dict[str, str]:
+    """Digest of every Parquet file of the data stages."""
+    return {
+        f"{stage}/{path.name}": artifacts.file_digest(path)
+        for stage in stages
+        for path in sorted((folder / "data" / "runs" / "tiny" / stage).glob("*.parquet"))
+    }
+
+
+def generated(folder: Path, *overrides: str, monkeypatch, **more):
+    """Run the generate stage in this process."""
+    monkeypatch.chdir(folder)
+    recipe = load_recipe(folder / "tiny.yaml", list(overrides))
+    return flow.run_stages(recipe, flow.run_folder("tiny"), ["generate"], **more)["generate"]
+
+
+def test_the_whole_run_adds_up_and_is_skipped_the_second_time(finished):
+    again = seqkd("run", "tiny.yaml", cwd=finished)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("complete, skipped") == len(flow.STAGES)
+    account = flow.account(finished / "data" / "runs" / "tiny")
+    assert account["asked"] == 48 * 3
+    assert account["asked"] == sum(rows for end, rows in account.items() if end != "asked")
+
+
+def test_a_manifest_tells_what_a_stage_was_made_from(finished):
+    run = finished / "data" / "runs" / "tiny"
+    manifest = flow.read_manifest(run, "filter")
+    assert manifest["basis"]["recipe"]["filter"]["agreement"] == {"min_share": 0.6}
+    collected = flow.read_manifest(run, "collect")
+    assert manifest["basis"]["inputs"]["collect/completions"] == collected["files"]["completions.parquet"]["sha256"]
+    for stage in flow.STAGES:
+        manifest = flow.read_manifest(run, stage)
+        for name, described in manifest["files"].items():
+            assert artifacts.digest(run / stage / name) == described["sha256"]
+        assert manifest["packages"]["pyarrow"] and manifest["seconds"] >= 0
+    assert not list(run.glob(".*.partial")) and not list(run.glob(".*.replaced"))
+
+
+def test_the_same_recipe_gives_the_same_bytes_elsewhere(finished, tiny):
+    shutil.copytree(finished / "data" / "cache" / "teachers", tiny / "data" / "cache" / "teachers")
+    done = seqkd("run", "tiny.yaml", cwd=tiny)
+    assert done.returncode == 0, done.stderr
+    assert bytes_of(tiny) == bytes_of(finished)
+
+
+@pytest.mark.parametrize("kills", [6])
+def test_kill_9_at_any_moment_then_the_same_command_gives_the_same_bytes(finished, tiny, kills):
+    """The kills fall anywhere in the run, training of the embedded teacher included."""
+    draw = random.Random(0)
+    for _ in range(kills):
+        process = subprocess.Popen(command("run", "tiny.yaml"), cwd=tiny, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(0.3, 6.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = seqkd("run", "tiny.yaml", cwd=tiny)
+    assert done.returncode == 0, done.stderr
+    assert bytes_of(tiny) == bytes_of(finished)
+    weights = [folder / "data/runs/tiny/train/student/model.safetensors" for folder in (tiny, finished)]
+    assert artifacts.file_digest(weights[0]) == artifacts.file_digest(weights[1])
+
+
+def test_a_crash_between_the_two_renames_is_mended(tiny, monkeypatch):
+    first = generated(tiny, monkeypatch=monkeypatch)
+    run = tiny / "data" / "runs" / "tiny"
+    # As if killed after the old folder was moved away and before the new one took its place.
+    (run / "generate").rename(run / ".generate.replaced")
+    shutil.copytree(run / ".generate.replaced", run / ".generate.partial")
+    assert generated(tiny, monkeypatch=monkeypatch) == first
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "generate"]
+
+
+def test_what_changed_is_said_and_nothing_is_overwritten(tiny, monkeypatch):
+    first = generated(tiny, monkeypatch=monkeypatch)
+    with pytest.raises(StaleRunError, match="generate.count was 48 and is 40") as error:
+        generated(tiny, "generate.count=40", monkeypatch=monkeypatch)
+    assert "--force" in str(error.value) and "--run" in str(error.value)
+    assert generated(tiny, monkeypatch=monkeypatch) == first
+    replaced = generated(tiny, "generate.count=40", monkeypatch=monkeypatch, force=True)
+    assert replaced["counts"]["outcomes"] == {"prompts": 40}
+    with (tiny / "data/tiny/facts/capitals.yaml").open("a") as file:
+        file.write("    Chad: N'Djamena\n")
+    with pytest.raises(StaleRunError, match="the input facts has changed"):
+        generated(tiny, "generate.count=40", monkeypatch=monkeypatch)
+
+
+def test_from_makes_a_stage_anew_although_it_matches(tiny, monkeypatch):
+    first = generated(tiny, monkeypatch=monkeypatch)
+    again = generated(tiny, monkeypatch=monkeypatch, again="generate")
+    assert again["files"] == first["files"]
+    assert (again["started"], again["seconds"]) != (first["started"], first["seconds"])
+
+
+def test_a_stage_without_the_one_before_it_says_so(tiny):
+    done = seqkd("filter", "tiny.yaml", cwd=tiny)
+    assert done.returncode == 2
+    assert "no complete collect stage" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_second_process_stops_at_the_lock(tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    with flow.lock(flow.run_folder("tiny")):
+        second = seqkd("generate", "tiny.yaml", cwd=tiny)
+        assert second.returncode == 2
+        assert f"the run tiny is in use by process {os.getpid()} since" in second.stderr
+    assert seqkd("generate", "tiny.yaml", cwd=tiny).returncode == 0
+
+
+def test_a_lock_of_a_killed_process_is_free(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("process 1 since 1970")  # left behind, held by nobody
+    with flow.lock(run), (run / ".lock").open() as file:
+        with pytest.raises(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(BusyError), flow.lock(run):
+            pass
+
+
+def test_lost_rows_fail_the_run():
+    with pytest.raises(AccountError, match="read 10 rows and accounts for 9"):
+        flow._check_account("filter", {"rows_in": 10, "outcomes": {"kept": 4, "rejected": 5}})
+
+
+def test_counts_that_do_not_chain_up_fail_the_account(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "data/runs/tiny", run)
+    path = run / "dedupe" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["counts"]["rows_in"] -= 1
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(AccountError, match="dedupe read"):
+        flow.account(run)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_a_sentence_and_harms_nothing(tiny, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        (disk / "filler").write_bytes(b"x" * 40_000)
+        done = seqkd("generate", "tiny.yaml", "--data", str(disk), cwd=tiny)
+        assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
+        (disk / "filler").unlink()
+        assert seqkd("generate", "tiny.yaml", "--data", str(disk), cwd=tiny).returncode == 0
+    finally:
+        subprocess.run(["umount", disk], check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only disk needs root")
+def test_a_read_only_folder_is_a_sentence(tiny, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False).returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        done = seqkd("generate", "tiny.yaml", "--data", str(disk), cwd=tiny)
+        assert done.returncode == 2 and "read-only" in done.stderr and "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=False)
+
+
+def test_the_errors_of_the_operating_system_that_a_user_can_mend():
+    with pytest.raises(StorageError, match="x: the disk is full"), flow.storage_errors():
+        raise OSError(28, "No space left on device", "x")
+    with pytest.raises(OSError, match="nonsense"), flow.storage_errors():
+        raise OSError(5, "nonsense")
+
+
+def test_ctrl_c_is_130_and_resumable(finished, tiny):
+    shutil.copytree(finished / "data" / "cache", tiny / "data" / "cache")
+    process = subprocess.Popen(command("run", "tiny.yaml"), cwd=tiny, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("train:"):
+            break
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130, rest
+    assert "the same command continues" in rest and "Traceback" not in rest
+    assert seqkd("run", "tiny.yaml", cwd=tiny).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["../escape", "", ".hidden", "a/b", "x" * 200, "a\nb"])
+def test_a_run_name_is_a_plain_folder_name(name):
+    with pytest.raises(UserError, match="a run's name has letters"):
+        flow.run_folder(name)
