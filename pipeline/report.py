@@ -1,0 +1,446 @@
+"""What a run came to, for a person: report.html (one self-contained file, no script) and the table in the terminal.
+
+`build` gathers plain data from the run's folder and hands it to report.html.jinja; everything that came from a model, a
+file or a recipe is escaped there, and a Content-Security-Policy lets the page load and run nothing.
+"""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import artifacts, flow
+from pipeline.recipe import Recipe
+from pipeline.records import Row
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LABELS = {
+    "teacher": "teacher",
+    "student": "student",
+    "untrained": "student, untrained",
+    "random_subset": "student on a random subset",
+}
+EXAMPLES = 3  # a reason
+FACET_VALUES = 20
+SIDE_BY_SIDE = {"differ": 10, "both right": 4, "both wrong": 4}
+LONGEST = 700  # characters of a text that are shown
+
+# --- words and numbers -----------------------------------------------------------------------------------------------
+
+
+def headline(scores: dict[str, Any]) -> str:
+    """The result in one sentence."""
+    teacher, student = scores["teacher"], scores["student"]
+    if teacher is None:
+        said = percent(student["accuracy"])
+        return f"the student answers {said} of {scores['questions']:,} held-out questions" if said else "measured"
+    parts = []
+    if scores["retention"] is not None:
+        parts.append(
+            f"keeps {percent(scores['retention'])} of the teacher's accuracy "
+            f"({percent(student['accuracy'])} of {scores['questions_with_answers']:,} held-out questions, "
+            f"the teacher {percent(teacher['accuracy'])})"
+        )
+    else:
+        agreed = percent(student["agreement"])
+        parts.append(f"says what the teacher says on {agreed} of {scores['questions']:,} held-out questions")
+    if scores["size_ratio"] is not None:
+        parts.append(f"has {percent(scores['size_ratio'], 0)} of its parameters")
+    if scores["speedup"] is not None:
+        parts.append(f"is {scores['speedup']:.1f} times as fast")
+    return "the student " + " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.724 as 72.4%; nothing for None."""
+    return "" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as milliseconds."""
+    return "" if seconds is None else f"{1000 * seconds:,.1f} ms"
+
+
+def amount(value: float | None, unit: str = "") -> str:
+    """2850000 as 2.85 M, with a unit behind it."""
+    if value is None:
+        return ""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:  # 999,999 is 1 M, not 1000 k
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.0f} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 4.2 s, 3 min 20 s or 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def plain(text: str) -> str:
+    """A text as it may be shown: control characters made visible, and what is too long cut with its length said."""
+    # U+2400 and on are pictures of the control characters; tabs and line ends stay.
+    shown = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text[: LONGEST + 1])
+    shown = shown.replace("\x7f", "\u2421")
+    return shown if len(text) <= LONGEST else f"{shown[:LONGEST]} … ({len(text):,} characters)"
+
+
+def _between(interval: Sequence[float] | None, scale: float = 1, digits: int = 3) -> str:
+    return "" if interval is None else " to ".join(_digits(end, scale, digits) for end in interval)
+
+
+def figures(scores: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """The comparison: (what, its explanation, for each model the figure and its interval); rows without any figure are
+    left out."""
+    models = [scores[name] for name in LABELS if scores[name]]
+    measured = scores["measured"]
+    rows = [
+        ("accuracy", "exact match with an accepted answer",
+         [(percent(m["accuracy"]), _between(m["accuracy_ci"], 100, 1)) for m in models]),
+        ("token F1", "words shared with the best accepted answer",
+         [(percent(m["token_f1"]), _between(m["token_f1_ci"], 100, 1)) for m in models]),
+        ("NLL", "nats a token of the teacher's answers; lower is closer" if measured["one_tokenizer"] else
+         "nats a token of the teacher's answers; not comparable: the models have different tokenizers",
+         [(_digits(m["nll"]), _between(m["nll_ci"])) for m in models]),
+        ("agreement", "the same answer as the teacher", [(percent(m["agreement"]), "") for m in models]),
+        ("ROUGE-L", "against the teacher's answer", [(percent(m["rouge_l"]), "") for m in models]),
+        ("chrF", "against the teacher's answer", [(percent(m["chrf"]), "") for m in models]),
+        ("parameters", "", [(amount(m["parameters"]), "") for m in models]),
+        ("on disk", "the model's folder", [(amount(m["disk_bytes"], "B"), "") for m in models]),
+        ("memory", "weights and a full batch, at the most",
+         [(amount(m["peak_memory_bytes"], "B"), "") for m in models]),
+        ("tokens a second", f"{measured['batch_size']} questions at once, {measured['tokens_each']} tokens each; "
+         f"median and range of {measured['rounds']} rounds",
+         [(_digits(m["tokens_per_s"], 1, 0), _between(m["tokens_per_s_range"], 1, 0)) for m in models]),
+        ("latency, median", f"from question to whole answer, one at a time, {measured['latency_questions']} questions",
+         [(milliseconds(m["latency_p50_s"]), "") for m in models]),
+        ("latency, 95th percentile", "", [(milliseconds(m["latency_p95_s"]), "") for m in models]),
+        ("first token, median", "", [(milliseconds(m["first_token_p50_s"]), "") for m in models]),
+        ("US dollars a million tokens", f"in full batches, at {measured['usd_per_hour'] or 0:g} dollars an hour",
+         [(_digits(m["usd_per_million_tokens"], 1, 4), "") for m in models]),
+    ]  # fmt: skip
+    return [row for row in rows if any(value for value, _ in row[2])]
+
+
+def _digits(value: float | None, scale: float = 1, digits: int = 3) -> str:
+    return "" if value is None else f"{scale * value:,.{digits}f}"
+
+
+def terminal_table(scores: dict[str, Any]) -> "RenderableType":
+    """The comparison, the headline and each missed aim, for rich's Console.print."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=f"{scores['questions']:,} held-out questions",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", no_wrap=True)
+    for column in ("accuracy %\n(95% int.)", "F1 %", "NLL", "params", "tokens/s", "p50 ms", "p95 ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in LABELS:
+        model = scores.get(name)
+        if model:
+            ci = _between(model["accuracy_ci"], 100, 0).replace(" to ", "-")
+            table.add_row(
+                name.replace("_", " "),
+                _digits(model["accuracy"], 100, 1) + (f" ({ci})" if ci else ""),
+                _digits(model["token_f1"], 100, 1),
+                _digits(model["nll"]),
+                amount(model["parameters"]),
+                _digits(model["tokens_per_s"], 1, 0),
+                _digits(model["latency_p50_s"], 1000, 1),
+                _digits(model["latency_p95_s"], 1000, 1),
+            )
+    said = headline(scores)
+    lines = [Text(f"{said[0].upper()}{said[1:]}.")]
+    lines += [
+        Text(f"Missed: {aim['text']} ({said_of(aim)}).", style="yellow") for aim in scores["aims"] if not aim["met"]
+    ]
+    return Group(table, *lines)
+
+
+def said_of(aim: dict[str, Any]) -> str:
+    """The value of an aim in the unit in which the aim is given."""
+    if aim["name"] == "speedup":
+        return f"{aim['value']:.2f} times"
+    if aim["name"] == "filtered_beats_random":
+        return f"the interval begins at {100 * aim['value']:+.1f} points"
+    return percent(aim["value"])
+
+
+# --- what the page shows ---------------------------------------------------------------------------------------------
+
+
+def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[Row], metrics: Path) -> str:
+    """The page. `run`: the run's folder, complete up to train; `metrics`: train's metrics.jsonl."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    style = (here / "report.css").read_text(encoding="utf-8")
+    before = flow.STAGES[: flow.STAGES.index("evaluate")]
+    manifests = {stage: manifest for stage in before if (manifest := flow.read_manifest(run, stage))}
+    account = flow.account(run)
+    said = headline(scores)
+    asked = {row["question_id"]: row["question"] for row in predictions}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(plain=plain, percent=percent, amount=amount, duration=duration, said_of=said_of)
+    return environment.from_string((here / "report.html.jinja").read_text(encoding="utf-8")).render(
+        style=Markup(style),
+        # The policy allows this very style sheet and nothing else.
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        run=run.name,
+        domain=recipe.domain,
+        headline=f"{said[0].upper()}{said[1:]}.",
+        scores=scores,
+        models=[(name, LABELS[name], scores[name]["name"]) for name in LABELS if scores[name]],
+        rows=figures(scores),
+        whiskers=whiskers(scores),
+        account=account,
+        bar=bar(account, manifests),
+        stages=[(stage, flow.outcomes(manifests[stage]), manifests[stage]["seconds"]) for stage in manifests],
+        manifests=manifests,
+        rejected=examples(run / "filter" / "rejected.parquet", _reasons(manifests, "filter")),
+        duplicates=with_originals(
+            examples(run / "dedupe" / "duplicates.parquet", _reasons(manifests, "dedupe")),
+            "duplicate_of",
+            run / "dedupe" / "kept.parquet",
+        ),
+        withheld=with_originals(
+            examples(run / "assemble" / "withheld.parquet", _reasons(manifests, "assemble")),
+            "overlaps",
+            run / "dedupe" / "kept.parquet",
+            asked,
+        ),
+        failed=failures(run / "collect" / "failures.parquet"),
+        curves=[curve(title, lines) for title, lines in losses(metrics).items() if lines],
+        answers=side_by_side(predictions),
+        topics=topics(predictions),
+        coverage=coverage_of(manifests["generate"]["counts"]["coverage"]) if _has_coverage(manifests) else [],
+        usage=manifests["collect"]["counts"].get("usage") if "collect" in manifests else None,
+        seconds=sum(manifest["seconds"] for manifest in manifests.values()),
+        recipe=json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
+    )
+
+
+def _reasons(manifests: dict[str, Any], stage: str) -> dict[str, int]:
+    counts: dict[str, int] = manifests[stage]["counts"].get("reasons", {}) if stage in manifests else {}
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def examples(table: Path, reasons: dict[str, int]) -> list[dict[str, Any]]:
+    """A few rows of each reason, the commonest reason first. Ids are hashes, so the first rows are as good as drawn."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    groups: list[dict[str, Any]] = [
+        {"reason": reason, "count": count, "rows": []} for reason, count in reasons.items() if count
+    ]
+    if not groups or not table.is_file():
+        return groups
+    columns = [name for name in pq.read_schema(table).names if name != "logprobs"]
+    for batch in artifacts.read_batches(table, columns):
+        lacking = [group for group in groups if len(group["rows"]) < min(EXAMPLES, group["count"])]
+        if not lacking:
+            break
+        for group in lacking:
+            found = batch.filter(pc.equal(batch["reason"], group["reason"]))
+            for row in found.slice(0, EXAMPLES - len(group["rows"])).to_pylist():
+                group["rows"].append({**row, "question": row["messages"][-1]["content"], "original": None})
+    return groups
+
+
+def with_originals(
+    groups: list[dict[str, Any]], column: str, kept: Path, questions: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Adds to each example the text of the row or held-out question that `column` names, as `original`."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    ids = sorted({row[column] for group in groups for row in group["rows"] if row[column]})
+    texts = dict(questions or {})
+    if ids and kept.is_file():
+        for row in pq.read_table(
+            kept, columns=["id", "messages", "text"], filters=pc.field("id").isin(ids)
+        ).to_pylist():
+            texts[row["id"]] = f"{row['messages'][-1]['content']}\n{row['text']}"
+    for group in groups:
+        for row in group["rows"]:
+            row["original"] = texts.get(row[column])
+    return groups
+
+
+def _has_coverage(manifests: dict[str, Any]) -> bool:
+    return "coverage" in manifests.get("generate", {}).get("counts", {})
+
+
+def coverage_of(coverage: dict[str, Any]) -> list[tuple[str, str]]:
+    """What generate says of its prompts (see pipeline.stages.generate.coverage), in words: (what, how much of it)."""
+    lines = []
+    for facet, values in coverage["facets"].items():
+        counts = sorted(
+            ((entry["rows"], value) for value, entry in values.items()), key=lambda pair: (-pair[0], pair[1])
+        )
+        if counts:
+            said = ", ".join(f"{value} {rows:,}" for rows, value in counts[:FACET_VALUES])
+            more = f", and {len(counts) - FACET_VALUES} more" if len(counts) > FACET_VALUES else ""
+            lines.append((facet, said + more))
+    if coverage["touched"] is not None:
+        topics = (
+            f"{topic} {entry['touched']:,} of {entry['entries']:,}" for topic, entry in coverage["taxonomy"].items()
+        )
+        lines.append(("entities asked about", f"{percent(coverage['touched'])}: {', '.join(topics)}"))
+    distinct = (f"{percent(share)} of {n}-grams" for n, share in coverage["distinct_n"].items() if share is not None)
+    lines.append(("distinct wording", ", ".join(distinct)))
+    if coverage["nearest"] is not None:
+        lines.append(("likeness to the nearest other prompt", f"{coverage['nearest']:.2f} (Jaccard, word 3-grams)"))
+    return lines
+
+
+def failures(table: Path) -> list[Row]:
+    """A few requests that failed."""
+    if not table.is_file():
+        return []
+    rows = []
+    for row in artifacts.read_rows(table, ["messages", "reason", "detail"]):
+        rows.append({**row, "question": row["messages"][-1]["content"]})
+        if len(rows) == 2 * EXAMPLES:
+            break
+    return rows
+
+
+def side_by_side(predictions: Iterable[Row]) -> list[dict[str, Any]]:
+    """Questions with every model's answer: those where student and teacher differ first, then some that both got right
+    and some that both got wrong."""
+    questions: dict[str, dict[str, Any]] = {}
+    for row in sorted(predictions, key=lambda row: row["id"]):
+        about = {key: row[key] for key in ("topic", "question", "answers")}
+        questions.setdefault(row["question_id"], {**about, "by": {}})["by"][row["model"]] = row
+    chosen: list[dict[str, Any]] = []
+    taken = dict.fromkeys(SIDE_BY_SIDE, 0)
+    for question in questions.values():
+        student = question["by"]["student"]
+        teacher = question["by"].get("teacher", student)
+        if student["exact"] is None:
+            kind = "differ" if student["text"].strip() != teacher["text"].strip() else "both right"
+        elif student["exact"] == teacher["exact"]:
+            kind = "both right" if student["exact"] else "both wrong"
+        else:
+            kind = "differ"
+        if taken[kind] < SIDE_BY_SIDE[kind]:
+            taken[kind] += 1
+            chosen.append({**question, "kind": kind})
+    order = list(SIDE_BY_SIDE)
+    return sorted(chosen, key=lambda question: order.index(question["kind"]))
+
+
+def topics(predictions: Iterable[Row]) -> list[dict[str, Any]]:
+    """Accuracy by topic: {"topic", "questions", model: share right}, the largest topic first."""
+    right: dict[str, dict[str, list[bool]]] = {}
+    for row in predictions:
+        if row["exact"] is not None:
+            right.setdefault(row["topic"] or "other", {}).setdefault(row["model"], []).append(row["exact"])
+    found: list[dict[str, Any]] = [
+        {"topic": topic, "questions": len(models["student"]), **{m: sum(x) / len(x) for m, x in models.items()}}
+        for topic, models in right.items()
+    ]
+    return sorted(found, key=lambda row: (-row["questions"], row["topic"])) if len(found) > 1 else []
+
+
+# --- drawings: numbers for the SVG in the template -------------------------------------------------------------------
+
+WIDTH, HEIGHT = 460, 230
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 30
+POINTS = 400
+
+
+def losses(metrics: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """title -> model -> [(step, loss)], from train's metrics.jsonl."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {"training loss": {}, "validation loss": {}}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        for title, key in (("training loss", "loss"), ("validation loss", "eval_loss")):
+            if isinstance(event.get(key), int | float) and math.isfinite(event[key]):
+                found[title].setdefault(event["model"], []).append((event["step"], event[key]))
+    return found
+
+
+def curve(title: str, lines: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    """A line chart: where each line's points, the axis' ticks and the labels go, in pixels."""
+    steps = max(x for line in lines.values() for x, _ in line) or 1
+    top = max(y for line in lines.values() for _, y in line) or 1.0
+    every = _step(top)
+    highest = math.ceil(top / every - 1e-9) * every
+
+    def x_of(step: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * step / steps, 1)
+
+    def y_of(loss: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * loss / highest, 1)
+
+    return {
+        "title": title,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "floor": HEIGHT - BOTTOM,
+        "ticks": [(y_of(i * every), f"{i * every:g}") for i in range(round(highest / every) + 1)],
+        "steps": [(x_of(part * steps / 4), f"{part * steps / 4:,.0f}") for part in range(5)],
+        "lines": [
+            {
+                "model": model,
+                "label": LABELS.get(model, model),
+                # No more points than the eye can tell apart, and the last one always.
+                "points": " ".join(f"{x_of(x)},{y_of(y)}" for x, y in points[::-1][:: 1 + len(points) // POINTS][::-1]),
+                "end": (x_of(points[-1][0]), y_of(points[-1][1])),
+                "last": f"{points[-1][1]:.3f}",
+            }
+            for model, points in lines.items()
+        ],
+    }
+
+
+def _step(top: float) -> float:
+    """A round distance between ticks, for about four of them up to `top`."""
+    rough = top / 4
+    power = float(10 ** math.floor(math.log10(rough)))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
+
+
+def whiskers(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy and its interval of each model as shares of the axis from 0 to 1, for a dot with whiskers."""
+    return [
+        {"model": name, "label": label, "at": model["accuracy"], "low": model["accuracy_ci"][0],
+         "high": model["accuracy_ci"][1]}
+        for name, label in LABELS.items()
+        if (model := scores[name]) and model["accuracy"] is not None and model["accuracy_ci"]
+    ]  # fmt: skip
+
+
+def bar(account: dict[str, int], manifests: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where the answers went as parts of one bar: (name, rows, start and width in percent)."""
+    parts = {name: rows for name, rows in account.items() if name != "asked"}
+    kept = manifests.get("assemble", {}).get("counts", {}).get("outcomes", {})
+    if {"train", "validation"} <= kept.keys():
+        del parts["kept"]
+        parts = {"train": kept["train"], "validation": kept["validation"], **parts}
+    total, start, found = sum(parts.values()), 0.0, []
+    for name, rows in parts.items():
+        if rows:
+            width = 100 * rows / total
+            found.append({"name": name, "rows": rows, "share": rows / total, "start": start, "width": width})
+            start += width
+    return found

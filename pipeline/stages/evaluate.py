@@ -1,0 +1,555 @@
+"""evaluate: measure what the student kept of its teacher, and write report.html.
+
+The teacher, the student and the baselines answer the same held-out questions in one process, greedily. Three things are
+written: predictions (one row a question and model), scores.json (the figures, under stable keys) and the report.
+
+- accuracy and token_f1: exact match and token overlap with the best accepted answer, after the normalisation of SQuAD
+  (Rajpurkar et al., 2016). Null where no question has an accepted answer.
+- nll: nats a token that a model gives to the teacher's greedy answers, their end of turn included. Only comparable
+  between models of one tokenizer.
+- agreement, rouge_l (Lin, 2004), chrf (Popovic, 2015): the same, or similar, answer as the teacher.
+- intervals: 95% percentile bootstrap (Efron & Tibshirani, 1993). Questions about the same fact are drawn together, and
+  differences and ratios are paired: each resample has the same questions for both models.
+- speed: the models take turns, so that whatever else the machine does hits all of them alike.
+"""
+
+import itertools
+import os
+import random
+import re
+import statistics
+import string
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import artifacts, questions, report
+from pipeline.errors import UserError
+from pipeline.progress import progress
+from pipeline.questions import Question
+from pipeline.recipe import Evaluate, Recipe, Teacher
+from pipeline.records import PREDICTIONS, PROMPTS, Message, Row, canonical_json, facets_of, make_id
+from pipeline.stages import collect
+from pipeline.stages.train import load_student, tokenizer_folder
+from pipeline.teachers import local
+from pipeline.teachers.local import Loaded
+
+VERSION = 1
+SECTIONS = ("generate", "collect", "train", "evaluate")
+READS = {"student": "train", "metrics.jsonl": "train"}
+
+MODELS = ("teacher", "student", "untrained", "random_subset")
+
+# A round of the speed measurement is one full batch of every model. There are at least ROUNDS of them and SHORTEST_S
+# seconds, but on a slow machine none begins after LONGEST_S.
+ROUNDS = 5
+SHORTEST_S = 2.0
+LONGEST_S = 20.0
+
+Chats = dict[str, list[list[Message]]]  # model -> each question as that model is asked it
+Answers = dict[str, list[Row]]  # model -> what local.answer returns for each question, in their order
+
+
+def normalise(text: str) -> str:
+    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces. Punctuation beyond ASCII counts
+    too. A text with nothing else in it stays as it is, so that "+" is not equal to "-"."""
+    kept = "".join(letter for letter in text.lower() if not _is_punctuation(letter))
+    words = re.sub(r"\b(a|an|the)\b", " ", kept).split()
+    return " ".join(words) or " ".join(text.lower().split())
+
+
+def _is_punctuation(letter: str) -> bool:
+    return letter in string.punctuation or unicodedata.category(letter).startswith("P")
+
+
+def exact_match(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text says the same as one of the accepted answers."""
+    return normalise(text) in {normalise(answer) for answer in answers}
+
+
+def token_f1(text: str, answers: Sequence[str]) -> float:
+    """SQuAD's F1 of the words that a text shares with an accepted answer, 0 .. 1; the best over the answers."""
+    return max((_overlap(normalise(text).split(), normalise(answer).split()) for answer in answers), default=0.0)
+
+
+def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return _f(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))
+
+
+def rouge_l(text: str, reference: str) -> float:
+    """F1 of the longest common subsequence of two texts' words after normalisation, 0 .. 1 (Lin, 2004)."""
+    ours, theirs = normalise(text).split(), normalise(reference).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    row = [0] * (len(theirs) + 1)  # row[j]: length of the longest common subsequence with the first j words
+    for word in ours:
+        diagonal = 0
+        for j, other in enumerate(theirs, 1):
+            above = row[j]
+            row[j] = diagonal + 1 if word == other else max(above, row[j - 1])
+            diagonal = above
+    return _f(row[-1], len(ours), len(theirs))
+
+
+def chrf(text: str, reference: str, order: int = 6, beta: float = 2.0) -> float:
+    """Character n-gram F-score of two texts without their spaces, 0 .. 1 (Popovic, 2015). As sacrebleu's sentence chrF:
+    the mean over n of precision and recall, of those n for which both texts are long enough."""
+    ours, theirs = "".join(text.split()), "".join(reference.split())
+    precisions, recalls = [], []
+    for n in range(1, order + 1):
+        left = Counter(ours[i : i + n] for i in range(len(ours) - n + 1))
+        right = Counter(theirs[i : i + n] for i in range(len(theirs) - n + 1))
+        if left and right:
+            shared = sum((left & right).values())
+            precisions.append(shared / left.total())
+            recalls.append(shared / right.total())
+    if not precisions:
+        return float(ours == theirs)
+    precision, recall = statistics.fmean(precisions), statistics.fmean(recalls)
+    weight = beta * beta
+    return (1 + weight) * precision * recall / (weight * precision + recall) if precision + recall else 0.0
+
+
+def _f(shared: int, ours: int, theirs: int) -> float:
+    return 2 * shared / (ours + theirs)
+
+
+def resample(values: np.ndarray, groups: Sequence[str], resamples: int, seed: int) -> np.ndarray:
+    """Bootstrap: each column's sum over questions drawn with replacement, whole groups at a time.
+
+    values: (questions, columns); groups: for each question, what it is about. Returns (resamples, columns). The figures
+    here are all ratios of two such sums, so paired ones come from the same draws by themselves.
+    """
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    totals = np.zeros((len(numbers), values.shape[1]))
+    np.add.at(totals, [numbers[group] for group in groups], values)
+    random_numbers = np.random.default_rng(seed)
+    sums = np.empty((resamples, values.shape[1]))
+    for index in range(resamples):
+        drawn = random_numbers.integers(0, len(totals), len(totals))
+        sums[index] = np.bincount(drawn, minlength=len(totals)) @ totals
+    return sums
+
+
+def interval(samples: np.ndarray) -> list[float] | None:
+    """The 95% percentile interval [low, high]; None if there is nothing to take it of."""
+    finite = samples[np.isfinite(samples)]
+    if not len(finite):
+        return None
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def ask(models: dict[str, Loaded], chats: Chats, config: Evaluate) -> Answers:
+    """Every model's greedy answer to every question."""
+    answers: Answers = {}
+    count = len(chats["student"])
+    with progress("answering", len(models) * count, "answers") as advance:
+        for name, loaded in models.items():
+            rows: list[Row] = [{} for _ in range(count)]
+            for batch in batches(chats[name], config.batch_size):
+                asked = [chats[name][index] for index in batch]
+                got = local.answer(
+                    loaded, asked, temperature=0, top_p=1, max_tokens=config.max_tokens, seeds=[0] * len(batch)
+                )
+                for index, row in zip(batch, got, strict=True):
+                    rows[index] = row
+                advance(len(batch))
+            answers[name] = rows
+    return answers
+
+
+def batches(chats: Sequence[Sequence[Message]], size: int) -> Iterator[list[int]]:
+    """The questions' numbers in batches of similar length, so that little is padding."""
+    order = sorted(range(len(chats)), key=lambda index: (sum(len(turn["content"]) for turn in chats[index]), index))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def surprise(
+    models: dict[str, Loaded], chats: Chats, texts: Sequence[str | None], size: int
+) -> dict[str, list[tuple[float, int]]]:
+    """(nats, tokens) of the teacher's answer to each question under each model; (0, 0) where the teacher has none or
+    it does not fit into the model's context."""
+    found = {}
+    for name, loaded in models.items():
+        rows = [(0.0, 0)] * len(texts)
+        given = [(index, text) for index, text in enumerate(texts) if text is not None]
+        turns = [[*chats[name][index], {"role": "assistant", "content": text}] for index, text in given]
+        ids = local.encode(loaded.tokenizer, turns, add_generation_prompt=False)
+        limit = local.context_length(loaded)
+        given = [pair for pair, row in zip(given, ids, strict=True) if len(row) <= limit]
+        for batch in batches([chats[name][index] for index, _ in given], size):
+            indices, said = zip(*(given[position] for position in batch), strict=True)
+            scored = local.nll(loaded, [chats[name][index] for index in indices], said)
+            for index, row in zip(indices, scored, strict=True):
+                rows[index] = row
+        found[name] = rows
+    return found
+
+
+def full_batch(models: dict[str, Loaded], chats: Chats, tokens: int, size: int) -> dict[str, list[list[int]]]:
+    """model -> `size` questions as token ids, the same for every model; {} if `tokens` more never fit in a context."""
+    prompts = {name: local.encode(m.tokenizer, chats[name], add_generation_prompt=True) for name, m in models.items()}
+    limits = {name: local.context_length(loaded) for name, loaded in models.items()}
+    questions = range(len(chats["student"]))
+    fits = [index for index in questions if all(len(prompts[n][index]) + tokens <= limits[n] for n in models)]
+    chosen = [fits[index % len(fits)] for index in range(size)] if fits else []
+    return {name: [prompts[name][index] for index in chosen] for name in models if chosen}
+
+
+def throughput(models: dict[str, Loaded], prompts: dict[str, list[list[int]]], tokens: int) -> dict[str, list[float]]:
+    """Seconds that each model takes to write exactly `tokens` tokens after each prompt, in one batch, over several
+    rounds: all do the same work however long they would like to talk. The first round warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    begun, rounds = time.monotonic(), 0
+    while True:
+        for name, loaded in models.items():
+            started = time.perf_counter()
+            write(loaded, prompts[name], tokens)
+            if rounds:
+                seconds[name].append(time.perf_counter() - started)
+        rounds += 1
+        spent = time.monotonic() - begun
+        if rounds > 1 and (spent > LONGEST_S or (rounds > ROUNDS and spent > SHORTEST_S)):
+            return seconds
+
+
+def write(loaded: Loaded, prompts: list[list[int]], tokens: int) -> None:
+    """Write exactly `tokens` tokens after each prompt, in one batch."""
+    import torch
+
+    width = max(map(len, prompts))
+    pad = loaded.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=loaded.model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=loaded.model.device)
+    with torch.inference_mode():
+        loaded.model.generate(
+            input_ids=ids, attention_mask=mask, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False
+        ).cpu()
+
+
+def peak_memory(loaded: Loaded, prompts: list[list[int]], tokens: int) -> int | None:
+    """Bytes that the weights and a full batch take at the most: what the allocator was asked for, not what the process
+    holds. None where that cannot be told."""
+    import torch
+
+    weights = int(loaded.model.get_memory_footprint())
+    device = loaded.model.device
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        write(loaded, prompts, tokens)
+        return weights + torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says hello on stderr otherwise
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        write(loaded, prompts, tokens)
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return weights + max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
+def latency(models: dict[str, Loaded], chats: Chats, numbers: Sequence[int], max_tokens: int) -> dict[str, list[float]]:
+    """Seconds from question to answer, one question at a time: {model: [seconds]}. The first question is asked twice,
+    to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for position, index in enumerate([*numbers[:1], *numbers]):
+        for name, loaded in models.items():
+            begun = time.perf_counter()
+            local.answer(loaded, [chats[name][index]], temperature=0, top_p=1, max_tokens=max_tokens, seeds=[0])
+            if position:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def judge(
+    model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Sequence[tuple[float, int]]
+) -> list[Row]:
+    """A model's rows of predictions, in the order of the questions."""
+    return [
+        {
+            "id": make_id("prediction", question.id, model),
+            "question_id": question.id,
+            "model": model,
+            "topic": question.topic,
+            "question": question.prompt,
+            "answers": list(question.answers),
+            "text": answer["text"],
+            "exact": exact_match(answer["text"], question.answers) if question.answers else None,
+            "token_f1": token_f1(answer["text"], question.answers) if question.answers else None,
+            "nll": total / tokens if tokens else None,
+            "output_tokens": answer["output_tokens"],
+        }
+        for question, answer, (total, tokens) in zip(asked, answers, nats, strict=True)
+    ]
+
+
+def likeness(texts: Sequence[str], teacher: Sequence[str]) -> dict[str, float | None]:
+    """How like the teacher's answers a model's are: the mean over the questions to which the teacher said anything."""
+    pairs = [(ours, theirs) for ours, theirs in zip(texts, teacher, strict=True) if theirs.strip()]
+    if not pairs:
+        return {"agreement": None, "rouge_l": None, "chrf": None}
+    return {
+        "agreement": statistics.fmean(normalise(ours) == normalise(theirs) for ours, theirs in pairs),
+        "rouge_l": statistics.fmean(rouge_l(ours, theirs) for ours, theirs in pairs),
+        "chrf": statistics.fmean(chrf(ours, theirs) for ours, theirs in pairs),
+    }
+
+
+def compare(
+    asked: Sequence[Question],
+    predictions: dict[str, list[Row]],
+    surprises: dict[str, list[tuple[float, int]]],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The quality of each model and of the pairs, with intervals."""
+    # Every figure is a ratio of two of these columns' sums over the questions.
+    columns: dict[str, list[float]] = {"gold": [bool(question.answers) for question in asked]}
+    for name, rows in predictions.items():
+        columns[f"{name} exact"] = [row["exact"] or 0 for row in rows]
+        columns[f"{name} f1"] = [row["token_f1"] or 0 for row in rows]
+        columns[f"{name} nats"] = [nats for nats, _ in surprises[name]]
+        columns[f"{name} tokens"] = [tokens for _, tokens in surprises[name]]
+    if "random_subset" in predictions:
+        pair = zip(columns["student exact"], columns["random_subset exact"], strict=True)
+        columns["gain"] = [ours - theirs for ours, theirs in pair]
+    values = np.array(list(columns.values()), dtype=float).T
+    draws = resample(values, [question.fact or question.id for question in asked], resamples, seed)
+    totals = dict(zip(columns, values.sum(axis=0), strict=True))
+    samples = dict(zip(columns, draws.T, strict=True))
+
+    def ratio(above: str, below: str) -> tuple[float | None, list[float] | None]:
+        if above not in totals or not totals.get(below):
+            return None, None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(totals[above] / totals[below]), interval(samples[above] / samples[below])
+
+    scores: dict[str, Any] = {"questions": len(asked), "questions_with_answers": int(totals["gold"])}
+    teacher = [row["text"] for row in predictions["teacher"]] if "teacher" in predictions else [""] * len(asked)
+    for name, rows in predictions.items():
+        texts = [row["text"] for row in rows]
+        figures: dict[str, Any] = likeness(texts, teacher if name != "teacher" else [""] * len(texts))
+        figures["accuracy"], figures["accuracy_ci"] = ratio(f"{name} exact", "gold")
+        figures["token_f1"], figures["token_f1_ci"] = ratio(f"{name} f1", "gold")
+        figures["nll"], figures["nll_ci"] = ratio(f"{name} nats", f"{name} tokens")
+        scores[name] = figures
+    scores["retention"], scores["retention_ci"] = ratio("student exact", "teacher exact")
+    scores["over_random_subset"], scores["over_random_subset_ci"] = ratio("gain", "gold")
+    return scores
+
+
+def measure(
+    models: dict[str, Loaded], chats: Chats, answers: Answers, recipe: Recipe
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Each model's speed and size, and the conditions under which they were measured."""
+    import torch
+
+    config = recipe.evaluate
+    # As much to write as the teacher wrote on average (the student, where there is none to ask).
+    usual = [row["output_tokens"] for row in answers.get("teacher") or answers["student"] if row["output_tokens"]]
+    tokens = max(1, round(statistics.fmean(usual or [1])))
+    prompts = full_batch(models, chats, tokens, config.batch_size)
+    seconds = throughput(models, prompts, tokens) if prompts else {}
+    questions = range(len(chats["student"]))
+    numbers = random.Random(recipe.seed).sample(questions, min(config.latency_questions, len(questions)))
+    whole = latency(models, chats, numbers, config.max_tokens)
+    first = latency(models, chats, numbers, 1)
+    made = tokens * config.batch_size
+    figures: dict[str, dict[str, Any]] = {}
+    for name, loaded in models.items():
+        rate = made / statistics.median(seconds[name]) if seconds else None
+        per_hour = config.usd_per_hour
+        figures[name] = {
+            "parameters": sum(weight.numel() for weight in loaded.model.parameters()),
+            "disk_bytes": disk_bytes(loaded.name),
+            "memory_bytes": int(loaded.model.get_memory_footprint()),
+            "peak_memory_bytes": peak_memory(loaded, prompts[name], tokens) if prompts else None,
+            "tokens_per_s": rate,
+            "tokens_per_s_range": [made / max(seconds[name]), made / min(seconds[name])] if seconds else None,
+            "latency_p50_s": float(np.percentile(whole[name], 50)),
+            "latency_p95_s": float(np.percentile(whole[name], 95)),
+            "first_token_p50_s": float(np.percentile(first[name], 50)),
+            "usd_per_million_tokens": per_hour / (rate * 3600) * 1e6 if rate and per_hour is not None else None,
+        }
+    conditions = {
+        "batch_size": config.batch_size,
+        "tokens_each": tokens,
+        "rounds": len(seconds["student"]) if seconds else 0,
+        "latency_questions": len(numbers),
+        "threads": torch.get_num_threads(),
+        "device": models["student"].model.device.type,
+        "usd_per_hour": config.usd_per_hour,
+        # The NLL is a token's, so it says nothing between models that cut the same text in other places.
+        "one_tokenizer": len({canonical_json(loaded.tokenizer.get_vocab()) for loaded in models.values()}) == 1,
+    }
+    return figures, conditions
+
+
+def disk_bytes(model: str) -> int | None:
+    """Bytes of a model's folder, or of its part of the Hugging Face cache; None for a model that was never saved."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(model)
+    if not model or not folder.is_dir():
+        config = try_to_load_from_cache(model, "config.json") if model else None
+        if not isinstance(config, str):
+            return None
+        folder = Path(config).parent
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _divided(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def aims(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a distillation should reach, and whether this one does. Aims whose models were not compared are left out."""
+    teacher = scores["teacher"] or {}
+    gain = scores["over_random_subset_ci"]
+    wanted = [
+        ("teacher_accuracy", "the teacher answers at least 80% of the questions", teacher.get("accuracy"), 0.80),
+        ("retention", "the student keeps at least 97% of the teacher's accuracy", scores["retention"], 0.97),
+        ("speedup", "the student is at least twice as fast", scores["speedup"], 2.0),
+        ("size_ratio", "the student has at most 40% of the teacher's parameters", scores["size_ratio"], 0.40),
+        ("filtered_beats_random", "filtered answers teach more than as many random ones", gain and gain[0], 0.0),
+    ]
+    found = []
+    for name, text, value, target in wanted:
+        if value is None:
+            continue
+        # The last one is the low end of the interval: filtering has helped only if chance cannot explain it.
+        met = value <= target if name == "size_ratio" else value > target if target == 0 else value >= target
+        found.append({"name": name, "text": text, "value": value, "target": target, "met": met})
+    return found
+
+
+def open_models(recipe: Recipe, student: Path, teacher: Teacher | None) -> dict[str, Loaded]:
+    """The models that run in this process, as far as the recipe has them: the teacher, the student, the student as it
+    was before training, and the baselines that train wrote beside it."""
+    models: dict[str, Loaded] = {}
+    if teacher and teacher.provider == "local":
+        place = collect.local_teacher_folder(recipe, teacher)
+        models["teacher"] = local.load(place, trust_remote_code=teacher.trust_remote_code)
+    trust = recipe.train.trust_remote_code
+    models["student"] = local.load(student, trust_remote_code=trust)
+    untrained, tokenizer = load_student(recipe.train.student, tokenizer_folder(recipe), recipe.seed)
+    place = recipe.train.student if isinstance(recipe.train.student, str) else ""
+    models["untrained"] = local.prepare(untrained.to(models["student"].model.device), tokenizer, place)
+    for baseline in recipe.train.baselines:
+        models[baseline] = local.load(student.parent / "baselines" / baseline, trust_remote_code=trust)
+    return models
+
+
+def examined(recipe: Recipe) -> Teacher | None:
+    """The teacher that is asked the held-out questions: the first that runs in this process, else the one with the
+    largest share of the prompts; None where the answers came from a file."""
+    teachers = recipe.collect.teachers
+    here = [teacher for teacher in teachers if teacher.provider == "local"]
+    return here[0] if here else max(teachers, key=lambda teacher: teacher.weight, default=None)
+
+
+def ask_hosted(recipe: Recipe, teacher: Teacher, asked: Sequence[Question], out: Path) -> tuple[list[Row], Any]:
+    """A teacher's answers over the network, as collect asks (the response store, the budget, retries) but one a
+    question and greedy; and what they used. A question that failed has finish_reason "error"."""
+    sampling = recipe.collect.sampling
+    greedy = {"temperature": 0.0, "top_p": 1.0}
+    # A null parameter is not sent, because this model refuses it.
+    changes = {name: value for name, value in greedy.items() if getattr(sampling, name) is not None}
+    once = {"teachers": [teacher], "samples": 1, "sampling": sampling.model_copy(update=changes | {"logprobs": False})}
+    rows = [
+        {
+            "id": question.id,
+            "domain": recipe.domain,
+            "method": "held_out",
+            "template": None,
+            "facets": facets_of(),
+            "messages": list(question.messages),
+        }
+        for question in asked
+    ]
+    artifacts.write_table(out / "prompts.parquet", PROMPTS, rows)
+    section = recipe.collect.model_copy(update=once)
+    counts = collect.run(recipe.model_copy(update={"collect": section}), {"prompts": out / "prompts.parquet"}, out)
+    came = {row["prompt_id"]: row for row in artifacts.read_rows(out / "completions.parquet")}
+    for table in ("prompts", "completions", "failures"):
+        (out / f"{table}.parquet").unlink()
+    failed = {"text": "", "finish_reason": "error", "output_tokens": 0}
+    return [came.get(question.id, failed) for question in asked], counts["usage"]
+
+
+def sources(recipe: Recipe) -> dict[str, Path]:
+    """Where the held-out questions come from, and the templates and files that determine the teacher."""
+    return collect.sources(recipe) | questions.sources(recipe)
+
+
+def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Ask every model the held-out questions, measure it, and write predictions.parquet, scores.json and report.html.
+
+    Returns {"outcomes", "questions", "note"}. Raises UserError if there are no held-out questions.
+    """
+    config = recipe.evaluate
+    asked = sorted(questions.held_out(recipe), key=lambda question: question.id)
+    if not asked:
+        raise UserError(
+            f"there are no held-out questions: data/{recipe.domain} has no facts and evaluate.questions names no file. "
+            'Give evaluate.questions a .jsonl file with {"prompt": ..., "answer": ...} lines.'
+        )
+    teacher = examined(recipe)
+    models = open_models(recipe, inputs["student"], teacher)
+    system = collect.system_message(recipe)
+    first: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+    plain = [list(question.messages) for question in asked]
+    chats = {name: [first + chat for chat in plain] if name == "teacher" else plain for name in models}
+
+    answers, usage = ask(models, chats, config), None
+    if teacher and "teacher" not in models:
+        answers["teacher"], usage = ask_hosted(recipe, teacher, asked, out)
+    told = [None if row["finish_reason"] == "error" else row["text"] for row in answers.get("teacher", [])]
+    surprises = surprise(models, chats, told or [None] * len(asked), config.batch_size)
+    surprises.setdefault("teacher", [(0.0, 0)] * len(asked))
+    predictions = {name: judge(name, asked, answers[name], surprises[name]) for name in MODELS if name in answers}
+    scores = compare(asked, predictions, surprises, config.bootstrap, recipe.seed)
+    figures, conditions = measure(models, chats, answers, recipe)
+    scores["measured"] = conditions | {"bootstrap": config.bootstrap, "seed": recipe.seed}
+    unmeasured = dict.fromkeys(figures["student"])
+    for name in MODELS:
+        if name in answers:
+            scores[name] |= figures.get(name, unmeasured) | {"name": _name(recipe, name)}
+        else:
+            scores[name] = None
+    ours, theirs = scores["student"], scores["teacher"] or unmeasured
+    scores["speedup"] = _divided(ours["tokens_per_s"], theirs["tokens_per_s"])
+    scores["latency_speedup"] = _divided(theirs["latency_p50_s"], ours["latency_p50_s"])
+    scores["size_ratio"] = _divided(ours["parameters"], theirs["parameters"])
+    scores["aims"] = aims(scores)
+    scores["usage"] = usage
+
+    rows = sorted((row for rows in predictions.values() for row in rows), key=lambda row: row["id"])
+    artifacts.write_table(out / "predictions.parquet", PREDICTIONS, rows)
+    artifacts.write_json(out / "scores.json", scores)
+    page = report.build(inputs["student"].parent.parent, recipe, scores, rows, inputs["metrics.jsonl"])
+    artifacts.write_text(out / "report.html", page)
+    return {"outcomes": {"predictions": len(rows)}, "questions": len(asked), "note": report.headline(scores)}
+
+
+def _name(recipe: Recipe, model: str) -> str:
+    teacher, student = examined(recipe), recipe.train.student
+    if model == "teacher" and teacher:
+        return collect.teacher_name(teacher)
+    return student if isinstance(student, str) else str(student["model_type"])
+
+
+if __name__ == "__main__":
+    from pipeline.flow import stage_main
+
+    stage_main("evaluate")

@@ -1,0 +1,244 @@
+"""evaluate: the metrics against values worked out elsewhere, the intervals against theory, the stage on real models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import artifacts, records
+from pipeline.errors import UserError
+from pipeline.questions import Question
+from pipeline.recipe import load_recipe
+from pipeline.stages import evaluate
+from pipeline.stages.evaluate import chrf, exact_match, interval, normalise, resample, rouge_l, token_f1
+from teacher_server import running
+from tiny import CAPITALS
+
+words = st.lists(st.sampled_from(["the", "ship", "Kirk,", "a", "1513.1", "«Spock»", "!"]), max_size=8).map(" ".join)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The U.S.S. Enterprise!", "uss enterprise"),
+        ("  An   answer, a  word ", "answer word"),
+        ("theatre", "theatre"),  # an article is a whole word
+        ("1513.1", "15131"),
+        ("James T. Kirk\u2019s «ship»", "james t kirks ship"),
+        ("+", "+"),  # nothing else in it: stays
+        ("The", "the"),
+        ("", ""),
+    ],
+)
+def test_normalise(text, normal):
+    assert normalise(text) == normal
+
+
+def test_exact_match_takes_any_accepted_answer():
+    assert exact_match("the Enterprise.", ["USS Enterprise", "Enterprise"])
+    assert not exact_match("Enterprise D", ["Enterprise"])
+    assert not exact_match("-", ["+"])
+    assert not exact_match("anything", [])
+
+
+def test_token_f1():
+    assert token_f1("James Tiberius Kirk", ["James T. Kirk"]) == pytest.approx(2 / 3)
+    assert token_f1("Spock", ["James T. Kirk", "Mr. Spock"]) == pytest.approx(2 / 3)
+    assert token_f1("b b b", ["b"]) == pytest.approx(0.5)  # repeating a word earns nothing
+    assert token_f1("", ["b"]) == 0 and token_f1("b", []) == 0
+
+
+def test_rouge_l_and_chrf_as_other_programs_have_them():
+    """Values of rouge-score 0.1.2 (rougeL, no stemmer) and sacrebleu 2.6.0 (sentence_chrf), on these pairs."""
+    pairs = [
+        ("police kill gunman", "police killed gunman", 0.666667, 0.711869),
+        ("gunman police kill one", "police kill one gunman now", 0.666667, 0.730337),
+        ("kirk", "james tiberius kirk", 0.5, 0.18871),
+        ("ab", "abc", 0.0, 0.636364),
+        ("spock", "mccoy", 0.0, 0.08),
+    ]
+    for text, reference, rouge, characters in pairs:
+        assert rouge_l(text, reference) == pytest.approx(rouge, abs=1e-6)
+        assert chrf(text, reference) == pytest.approx(characters, abs=1e-6)
+
+
+@given(words, words)
+def test_metrics_stay_in_range_and_know_equality(left, right):
+    for metric in (lambda a, b: token_f1(a, [b]), rouge_l, chrf):
+        assert 0 <= metric(left, right) <= 1 + 1e-12
+        assert metric(left, left) == pytest.approx(1)
+    assert rouge_l(left, right) == rouge_l(right, left) <= token_f1(left, [right]) + 1e-12
+    assert normalise(normalise(left)) == normalise(left)
+
+
+def test_interval_covers_as_often_as_it_says():
+    """A share of 0.7 among 100 independent questions lies in its 95% interval about 95 times in 100."""
+    draws = np.random.default_rng(1)
+    covered = 0
+    for trial in range(200):
+        right = (draws.random(100) < 0.7).astype(float)
+        sums = resample(np.stack([right, np.ones(100)], axis=1), [str(i) for i in range(100)], 400, trial)
+        low, high = interval(sums[:, 0] / sums[:, 1])
+        covered += low <= 0.7 <= high
+    assert 0.88 * 200 <= covered <= 0.99 * 200
+
+
+def test_questions_about_one_fact_are_drawn_together():
+    """Two wordings of a fact that are always right or wrong together are worth one question, not two."""
+    right = np.repeat(np.arange(100) % 2, 2).astype(float)
+    values = np.stack([right, np.ones(200)], axis=1)
+    apart = resample(values, [str(i) for i in range(200)], 500, 0)
+    together = resample(values, [str(i // 2) for i in range(200)], 500, 0)
+    widths = [np.ptp(interval(sums[:, 0] / sums[:, 1])) for sums in (apart, together)]
+    assert widths[1] / widths[0] == pytest.approx(2**0.5, rel=0.15)
+    assert (resample(values, ["x"] * 200, 5, 0) == [[100, 200]] * 5).all()
+
+
+def questions_of(texts: list[tuple[str, list[str]]]) -> list[Question]:
+    return [
+        Question(f"q{n}", "topic", "", ({"role": "user", "content": text},), tuple(answers), None, "")
+        for n, (text, answers) in enumerate(texts)
+    ]
+
+
+def compared(**right: list[bool]) -> dict:
+    """Scores of models that were right or wrong as given."""
+    count = len(next(iter(right.values())))
+    asked = questions_of([(f"question {n}", [f"gold {n}"]) for n in range(count)])
+    nats = {name: [(1.0, 2)] * count for name in right}
+    rows = {}
+    for name, marks in right.items():
+        answers = [{"text": f"gold {n}" if mark else "no", "output_tokens": 2} for n, mark in enumerate(marks)]
+        rows[name] = evaluate.judge(name, asked, answers, nats[name])
+    return evaluate.compare(asked, rows, nats, 500, 0)
+
+
+def test_compare_is_paired():
+    """Where both models are right on the same questions, retention and gain are known exactly, accuracies are not."""
+    marks = [n % 3 > 0 for n in range(90)]
+    scores = compared(teacher=marks, student=marks, random_subset=marks)
+    assert scores["student"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores["student"]["accuracy_ci"][0] < 0.62 < 0.70 < scores["student"]["accuracy_ci"][1]
+    assert scores["retention"] == 1 and scores["retention_ci"] == [1, 1]
+    assert scores["over_random_subset"] == 0 and scores["over_random_subset_ci"] == [0, 0]
+    assert scores["student"]["agreement"] == 1 and scores["teacher"]["agreement"] is None
+    assert scores["student"]["nll"] == 0.5
+
+
+def test_compare_without_a_right_answer_of_the_teacher():
+    scores = compared(teacher=[False] * 10, student=[True] * 10)
+    assert scores["retention"] is None and scores["retention_ci"] is None
+    assert scores["over_random_subset"] is None
+
+
+def aim(name: str, **scores) -> bool | None:
+    base = {"teacher": None, "retention": None, "speedup": None, "size_ratio": None, "over_random_subset_ci": None}
+    return next((found["met"] for found in evaluate.aims(base | scores) if found["name"] == name), None)
+
+
+def test_aims():
+    assert aim("retention", retention=0.97) and aim("retention", retention=0.9699) is False
+    assert aim("size_ratio", size_ratio=0.4) and aim("size_ratio", size_ratio=0.41) is False
+    assert aim("speedup", speedup=2.0) and aim("teacher_accuracy", teacher={"accuracy": 0.79}) is False
+    assert aim("filtered_beats_random", over_random_subset_ci=[0.01, 0.2])
+    assert aim("filtered_beats_random", over_random_subset_ci=[0.0, 0.2]) is False  # chance explains it
+    assert aim("retention") is None
+
+
+# --- the stage, on the models of a finished tiny run ------------------------------------------------------------------
+
+
+def evaluated(finished: Path, out: Path, *overrides: str) -> dict:
+    """scores.json of the tiny run evaluated again with another recipe."""
+    recipe = load_recipe(finished / "tiny.yaml", list(overrides))
+    train = finished / "data" / "runs" / "tiny" / "train"
+    inputs = {"student": train / "student", "metrics.jsonl": train / "metrics.jsonl"}
+    evaluate.run(recipe, inputs, out)
+    return json.loads((out / "scores.json").read_text())
+
+
+def test_scores_have_the_keys_that_were_promised(finished):
+    folder = finished / "data" / "runs" / "tiny" / "evaluate"
+    scores = json.loads((folder / "scores.json").read_text())
+    for name in evaluate.MODELS:
+        for key in ("accuracy", "accuracy_ci", "token_f1", "nll", "parameters", "tokens_per_s", "latency_p50_s"):
+            assert scores[name][key] is not None
+        low, high = scores[name]["accuracy_ci"]
+        assert 0 <= low <= scores[name]["accuracy"] <= high <= 1
+        assert scores[name]["latency_p50_s"] <= scores[name]["latency_p95_s"]
+    assert scores["size_ratio"] == scores["student"]["parameters"] / scores["teacher"]["parameters"] < 0.4
+    assert scores["questions"] == len(CAPITALS) and scores["speedup"] > 0
+    # A model is closest to its own answers, and what was never trained is further from them than what was.
+    assert scores["teacher"]["nll"] < scores["student"]["nll"] < scores["untrained"]["nll"]
+    assert "<script" not in (folder / "report.html").read_text()
+
+
+def test_predictions_are_whole_sorted_and_add_up(finished):
+    folder = finished / "data" / "runs" / "tiny" / "evaluate"
+    scores = json.loads((folder / "scores.json").read_text())
+    table = artifacts.read_table(folder / "predictions.parquet")
+    assert table.schema.equals(records.PREDICTIONS)
+    rows = table.to_pylist()
+    assert [row["id"] for row in rows] == sorted({row["id"] for row in rows})
+    for name in evaluate.MODELS:
+        own = [row for row in rows if row["model"] == name]
+        assert len(own) == len(CAPITALS)
+        assert sum(row["exact"] for row in own) / len(own) == pytest.approx(scores[name]["accuracy"])
+
+
+def test_same_answers_again(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    evaluated(finished, tmp_path)
+    first = finished / "data" / "runs" / "tiny" / "evaluate" / "predictions.parquet"
+    assert (tmp_path / "predictions.parquet").read_bytes() == first.read_bytes()
+
+
+def test_questions_without_answers_and_too_long_ones(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    questions = tmp_path / "mine.jsonl"
+    rows = [{"prompt": "What is the capital of Japan?"}, {"prompt": "Peru? " * 200}, {"prompt": "Kenya: its capital?"}]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = evaluated(finished, tmp_path, f"evaluate.questions={questions}", "train.baselines=[]")
+    assert scores["questions"] == 3 and scores["questions_with_answers"] == 0
+    assert scores["student"]["accuracy"] is None and scores["retention"] is None and scores["random_subset"] is None
+    assert scores["student"]["nll"] > 0 and 0 <= scores["student"]["agreement"] <= 1
+    predicted = artifacts.read_table(tmp_path / "predictions.parquet").to_pylist()
+    long = [row for row in predicted if "Peru" in row["question"]]
+    assert len(long) == 3 and all(row["text"] == "" and row["nll"] is None for row in long)
+    assert {aim["name"] for aim in scores["aims"]} == {"speedup", "size_ratio"}
+
+
+def test_a_teacher_elsewhere_is_asked_once(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("SEQKD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TEST_KEY", "canary-58d1")
+    with running(completion_tokens=7) as server:
+        teacher = f"{{provider: openai, model: big, base_url: '{server.url}', api_key_env: TEST_KEY}}"
+        changes = [
+            f"collect.teachers=[{teacher}]",
+            "train.tokenizer=data/runs/tiny/train/student",
+            "train.baselines=[]",
+        ]
+        for attempt in range(2):
+            out = tmp_path / f"attempt{attempt}"
+            out.mkdir()
+            scores = evaluated(finished, out, *changes)
+            assert server.stats()["requests"] == len(CAPITALS)  # the second time all come from the store
+            assert sorted(path.name for path in out.iterdir()) == ["predictions.parquet", "report.html", "scores.json"]
+    assert scores["teacher"]["name"] == "big" and scores["teacher"]["accuracy"] == 0
+    assert scores["teacher"]["parameters"] is None and scores["size_ratio"] is None and scores["speedup"] is None
+    assert scores["student"]["nll"] > 0 and scores["teacher"]["nll"] is None
+    assert scores["usage"]["output_tokens"] == 7 * len(CAPITALS)
+    rows = artifacts.read_table(out / "predictions.parquet").to_pylist()
+    assert all(row["text"] == f"echo: {row['question']}" for row in rows if row["model"] == "teacher")
+    page = (out / "report.html").read_text()
+    assert "The teacher answers elsewhere" in page and "canary" not in page
+
+
+def test_no_questions_is_an_error_that_says_what_to_do(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no held-out questions.*evaluate\.questions"):
+        evaluated(finished, tmp_path, "domain=nowhere")
