@@ -3,7 +3,7 @@
 A stage is a module pipeline/stages/NAME.py with
 
     VERSION    raised when the same input would give other output
-    SECTIONS   the recipe's sections that determine its result
+    SECTIONS   the recipe's sections, or single fields (evaluate.limit), that determine its result
     READS      {table or file: the stage that wrote it}
     sources(recipe) -> {name: path}         what else it reads: templates, facts, a user's files
     run(recipe, inputs, out) -> counts      inputs: {name: path} of READS and sources; out: an empty folder
@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import importlib
 import json
+import operator
 import os
 import platform
 import re
@@ -271,7 +272,7 @@ def _basis(stage: str, module: ModuleType, recipe: Recipe, run: Path) -> tuple[d
         digests[name] = artifacts.digest(path)
     section: dict[str, Any] = {"domain": recipe.domain, "seed": recipe.seed}
     for name in module.SECTIONS:
-        part = getattr(recipe, name)
+        part = operator.attrgetter(name)(recipe)
         section[name] = part.fingerprinted() if isinstance(part, Section) else part
     return inputs, {"version": module.VERSION, "recipe": section, "inputs": digests}
 
