@@ -1,0 +1,291 @@
+"""Prompts that a teacher writes, for the stage generate.
+
+    self_instruct   new instructions in the manner of some that exist (Wang et al. 2023)
+    evolve          harder or different versions of prompts that exist (Xu et al. 2024, WizardLM's Evol-Instruct)
+    persona         what different people would ask about the same things (Ge et al. 2024, Persona Hub)
+    conversation    further user turns after a teacher's own answers
+    magpie          what a local chat model writes when it continues an empty user turn (Xu et al. 2025, Magpie)
+
+Each yields candidates round by round and asks the next round only when more are wanted. What it asks depends on the
+seed and on earlier answers alone, and answers come from the response store, so a resumed run asks nothing twice.
+"""
+
+import copy
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.records import Message
+from pipeline.templates import Template, fill
+
+if TYPE_CHECKING:
+    from pipeline.teachers.local import Loaded
+
+Ask = Callable[[list[list[Message]]], list[str | None]]
+"""Conversations -> the teacher's answer to each, None where there is none that ended by itself."""
+
+ROUNDS = 8
+"""Rounds of asking before a method ends with fewer prompts than were wanted."""
+
+EXAMPLES = 8
+"""Prompts shown to the teacher in one request of self_instruct, as in the paper."""
+
+A_REQUEST = 8
+"""New prompts asked for in one request of self_instruct."""
+
+MIN_WORDS, MAX_WORDS = 3, 150
+"""Words of a prompt that is not thrown away, as in the code of Self-Instruct."""
+
+STOP_WORDS = (
+    "a an and are as at be but by can do for from has have i if in is it its me my of on or she he so that the their "
+    "them then there these they this to was we were what which who will with would you your not no yes"
+)
+
+
+class Seed(NamedTuple):
+    """A prompt to start from."""
+
+    messages: list[Message]
+    facets: dict[str, str | None]
+
+
+class Written(NamedTuple):
+    """A prompt that came out."""
+
+    messages: list[Message]
+    template: str
+    facets: dict[str, str | None]
+
+
+def user(text: str) -> list[Message]:
+    """A conversation of one user turn."""
+    return [{"role": "user", "content": text}]
+
+
+def instructions(answer: str) -> list[str]:
+    """The items of a numbered or bulleted list, those on lines of their own."""
+    found = (re.match(r"\s*(?:\d{1,3}[.):]|[-*])\s+(.*\S)", line) for line in answer.splitlines())
+    return [unquoted(match[1]) for match in found if match]
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotation marks or the label that models like to put around it."""
+    text = re.sub(
+        r"^\s*(?:#*\s*)?(?:new |rewritten )?(?:prompt|question|instruction)#*\s*:\s*", "", text, flags=re.I
+    ).strip()
+    for left, right in ('""', "''", "“”"):
+        if len(text) > 1 and text[0] == left and text[-1] == right and left not in text[1:-1]:
+            text = text[1:-1].strip()
+    return text
+
+
+def unusable(text: str) -> str | None:
+    """Why a text that a teacher wrote is no prompt, by the rules of Self-Instruct's code, or None."""
+    count = len(text.split())
+    if count < MIN_WORDS:
+        return "too_short"
+    if count > MAX_WORDS:
+        return "too_long"
+    return None if re.match(r"[\w\"'“(¿¡]", text) else "no_text"
+
+
+def failed_evolution(parent: str, child: str) -> str | None:
+    """Why an evolution failed, by the elimination rules of WizardLM, or None. The rule about answers that are short
+    apologies is the filter stage's: there is no answer yet."""
+    words, before = re.findall(r"\w+", child.lower()), re.findall(r"\w+", parent.lower())
+    if words == before:
+        return "evolution_without_gain"
+    if not set(words) - set(STOP_WORDS.split()):
+        return "evolution_of_stop_words"
+    if re.search(
+        r"given prompt|rewritten prompt|new version|here is a prompt|language model that is an expert", child, re.I
+    ):
+        return "evolution_copies_request"
+    return None
+
+
+def self_instruct(
+    ask: Ask,
+    template: Template,
+    domain: str,
+    topics: list[str],
+    seeds: list[Seed],
+    want: int,
+    seed: int,
+    left_out: Counter[str],
+) -> Iterator[Written]:
+    """New prompts, topic by topic; three of four examples are seeds, the others came out before."""
+    draw = random.Random(f"self_instruct {seed}")
+    pool = [one.messages[-1]["content"] for one in seeds]
+    made: list[str] = []
+    for turn in range(ROUNDS):
+        about = [draw.choice(topics) for _ in range(_size(want, A_REQUEST, turn))]
+        requests = []
+        for topic in about:
+            own = draw.sample(made, min(len(made), EXAMPLES // 4))
+            shown = own + draw.sample(pool, min(len(pool), EXAMPLES - len(own)))
+            requests.append(user(fill(template, domain=domain, topic=topic, examples=shown, number=A_REQUEST)))
+        before = len(made)
+        for topic, answer in zip(about, ask(requests), strict=True):
+            items = instructions(answer or "")
+            if not items:
+                left_out["no_list" if answer else "no_answer"] += 1
+            for text in items:
+                if why := unusable(text):
+                    left_out[why] += 1
+                    continue
+                made.append(text)
+                yield Written(user(text), "self_instruct", {"topic": topic})
+        if len(made) == before:
+            return
+
+
+def evolve(
+    ask: Ask,
+    operations: dict[str, Template],
+    domain: str,
+    seeds: Iterator[Seed],
+    want: int,
+    seed: int,
+    left_out: Counter[str],
+) -> Iterator[Written]:
+    """Evolutions of the seeds, then of what came out, one operation each in turn."""
+    draw = random.Random(f"evolve {seed}")
+    parents: list[Seed] = []
+    for turn in range(ROUNDS):
+        size = _size(want, 1, turn)
+        parents = parents[:size] + list(islice(seeds, size - len(parents[:size])))
+        names = list(operations) * (len(parents) // len(operations) + 1)
+        draw.shuffle(names)
+        requests = [
+            user(fill(operations[name], domain=domain, prompt=parent.messages[-1]["content"]))
+            for name, parent in zip(names, parents, strict=False)
+        ]
+        children = []
+        for name, parent, answer in zip(names, parents, ask(requests), strict=False):
+            text = unquoted(answer or "")
+            why = (failed_evolution(parent.messages[-1]["content"], text) or unusable(text)) if answer else "no_answer"
+            if why:
+                left_out[why] += 1
+                continue
+            children.append(Seed(user(text), parent.facets))
+            yield Written(user(text), f"evolve/{name}", parent.facets)
+        parents = children
+        if not requests:
+            return
+
+
+def persona(
+    ask: Ask,
+    template: Template,
+    domain: str,
+    entities: list[tuple[str, str]],
+    personas: list[str],
+    want: int,
+    seed: int,
+    left_out: Counter[str],
+) -> Iterator[Written]:
+    """What each of `personas` would ask about the (entity, topic) pairs, all equally often."""
+    draw = random.Random(f"persona {seed}")
+    pairs = [(entity, topic, who) for entity, topic in entities for who in personas]
+    draw.shuffle(pairs)
+    done = 0
+    for turn in range(ROUNDS):
+        some = pairs[done : done + _size(want, 1, turn)]
+        done += len(some)
+        answers = ask([user(fill(template, domain=domain, entity=entity, persona=who)) for entity, _, who in some])
+        for (entity, topic, who), answer in zip(some, answers, strict=True):
+            text = unquoted(answer or "")
+            why = unusable(text) if answer else "no_answer"
+            if why:
+                left_out[why] += 1
+                continue
+            yield Written(user(text), "persona", {"topic": topic, "entity": entity, "persona": who})
+        if not some:
+            return
+
+
+def conversation(
+    ask: Ask, template: Template, domain: str, seeds: Iterator[Seed], turns: int, want: int, left_out: Counter[str]
+) -> Iterator[Written]:
+    """Conversations of `turns` user turns that begin with the seeds; the teacher answers and plays the user."""
+    for turn in range(ROUNDS):
+        going = list(islice(seeds, _size(want, 1, turn)))
+        if not going:
+            return
+        for _ in range(turns - 1):
+            answered = []
+            for one, answer in zip(going, ask([one.messages for one in going]), strict=True):
+                if answer and answer.strip():
+                    reply: Message = {"role": "assistant", "content": answer.strip()}
+                    answered.append(one._replace(messages=[*one.messages, reply]))
+                else:
+                    left_out["no_answer"] += 1
+            requests = [user(fill(template, domain=domain, messages=one.messages)) for one in answered]
+            going = []
+            for one, answer in zip(answered, ask(requests), strict=True):
+                text = unquoted(re.sub(r"^\s*Person:\s*", "", answer or ""))
+                if why := (unusable(text) if answer else "no_answer"):
+                    left_out[why] += 1
+                else:
+                    going.append(one._replace(messages=one.messages + user(text)))
+        for one in going:
+            yield Written(one.messages, "conversation", one.facets)
+
+
+def user_opening(tokenizer: Any, system: str | None) -> str:
+    """What a chat template puts before the text of the first user turn, with all its control tokens."""
+    mark = "(the text of the user)"
+    messages = [{"role": "system", "content": system}] if system else []
+    text: str = tokenizer.apply_chat_template([*messages, *user(mark)], tokenize=False)
+    return text[: text.index(mark)]
+
+
+def magpie(
+    loaded: "Loaded",
+    system: str | None,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    batch_size: int,
+    want: int,
+    seed: int,
+    left_out: Counter[str],
+) -> Iterator[Written]:
+    """User turns that the model makes up; `system` tells it what they should be about. Each is drawn with a seed of its
+    own, so the n-th one is the same whenever it is drawn again."""
+    from pipeline.teachers.local import answer
+
+    tokenizer = copy.copy(loaded.tokenizer)
+    # A chat template that is nothing but that opening: whatever is asked, the model goes on from there.
+    tokenizer.chat_template = "{{ " + json.dumps(user_opening(tokenizer, system), ensure_ascii=False) + " }}"
+    opened = loaded._replace(tokenizer=tokenizer)
+    for first in range(0, ROUNDS * want, batch_size):
+        numbers = range(first, min(first + batch_size, ROUNDS * want))
+        rows = answer(
+            opened,
+            [user("") for _ in numbers],
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            seeds=[
+                int.from_bytes(blake2b(f"magpie {seed} {n}".encode(), digest_size=8).digest()) >> 1 for n in numbers
+            ],
+        )
+        for row in rows:
+            text = row["text"].strip()
+            why = "no_end" if row["finish_reason"] != "stop" else unusable(text)
+            if why:
+                left_out[why] += 1
+                continue
+            yield Written(user(text), "magpie", {})
+
+
+def _size(want: int, each: int, turn: int) -> int:
+    """Requests in a round: enough for all that is wanted, and in the later ones for a quarter of that."""
+    return -(-want // each) if turn == 0 else -(-want // (4 * each))
