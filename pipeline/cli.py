@@ -183,6 +183,72 @@ def show(
     show_module.show(run, stage, reason=reason, sample=sample, prompt=prompt)
 
 
+@app.command("new-domain")
+def new_domain(name: Annotated[str, typer.Argument(help="Letters, digits, '_' and '-'.")]) -> None:
+    """Write the skeleton of a domain of your own: prompts/NAME, data/NAME and a recipe NAME.yaml that runs."""
+    from pipeline import domain
+
+    folder = domain.new_domain(name, Path.cwd())
+    typer.echo(f"wrote {folder}, data/{name} and {name}.yaml; edit them, then: seqkd run {name}.yaml")
+
+
+cache = typer.Typer(help="The response store: what was asked, what came back and what it cost.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+
+@cache.command("show")
+def cache_show(data: DataOption = None) -> None:
+    """Size, entries and spend, by model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.calls import store
+
+    _use_data(data)
+    held = store.summary(store.default_path())
+    table = Table(title=f"{held['path']}: {held['bytes']:,} bytes", title_justify="left")
+    for column in ("provider", "model", "answers", "bytes", "US dollars"):
+        table.add_column(column, justify="left" if column in ("provider", "model") else "right")
+    for row in held["models"]:
+        usd = "" if row["usd"] is None else f"{row['usd']:,.4f}"
+        table.add_row(row["provider"], row["model"], f"{row['answers']:,}", f"{row['bytes']:,}", usd)
+    console = Console()
+    console.print(table)
+    if held["open_intents"]:
+        console.print(f"{held['open_intents']:,} requests were sent and not answered; they may have been billed.")
+
+
+@cache.command("export")
+def cache_export(
+    target: Annotated[Path, typer.Argument(help="The JSON Lines file to write.")],
+    model: Annotated[str | None, typer.Option(help="Only this model's answers.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Write the stored requests and answers as JSON lines."""
+    from pipeline import flow
+    from pipeline.calls import store
+
+    _use_data(data)
+    with flow.storage_errors():
+        typer.echo(f"{store.export(store.default_path(), target, model):,} answers written to {target}")
+
+
+@cache.command("prune")
+def cache_prune(
+    older_than_days: Annotated[float | None, typer.Option(min=0, help="Only answers older than this.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's answers.")] = None,
+    data: DataOption = None,
+) -> None:
+    """Delete stored answers. They would be asked, and paid, again."""
+    from pipeline import flow
+    from pipeline.calls import store
+
+    _use_data(data)
+    with flow.storage_errors():
+        gone = store.prune(store.default_path(), older_than_days=older_than_days, model=model)
+    typer.echo(f"{gone:,} answers deleted")
+
+
 def _print_result(folder: Path) -> None:
     """The comparison, the account and where to look, at the end of `seqkd run`."""
     from rich.console import Console
@@ -207,6 +273,8 @@ def _print_result(folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the user can mend it, 130 interrupted (run it again to go on)."""
+    # OpenMP threads that spin while they wait starve each other wherever another process runs on the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = typer.main.get_command(app)
     try:
         command.main(args=arguments, prog_name="seqkd", standalone_mode=False)

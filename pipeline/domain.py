@@ -225,22 +225,47 @@ weights:
     the Amazon: [the Atlantic Ocean, Atlantic Ocean, Atlantic]
     the Mississippi: [the Gulf of Mexico, Gulf of Mexico]
 """,
+    "{name}.yaml": """\
+# seqkd run {name}.yaml. The teacher is a small model trained here from data/{name}/facts; put yours in its place:
+#   - {{provider: openai, model: ..., price: {{input: ..., output: ...}}}}
+
+domain: {name}
+generate:
+  count: 40
+  methods: {{questions: 1, facets: 2}}
+collect:
+  teachers:
+    - provider: local
+      model: embedded
+      embedded:
+        model: {{hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2,
+                num_key_value_heads: 2, max_position_embeddings: 256}}
+        sft: {{max_steps: 100, learning_rate: 5.0e-3}}
+  samples: 2
+  sampling: {{temperature: 0.7, max_tokens: 24}}
+filter: {{enabled: false}}      # the example teacher knows four facts; with a real one, remove this line
+train:
+  student: {{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 1,
+            num_key_value_heads: 1, max_position_embeddings: 256}}
+  sft: {{max_steps: 50, learning_rate: 5.0e-3}}
+""",
 }
 """File -> its text: the smallest domain that runs through all stages."""
 
 
 def new_domain(name: str, root: Path) -> Path:
-    """Write the skeleton of a domain, prompts/NAME and data/NAME, into the folder `root` and return its prompts folder.
+    """Write the skeleton of a domain, prompts/NAME, data/NAME and a recipe NAME.yaml, into the folder `root` and return
+    its prompts folder.
 
-    Raises UserError for a name that cannot be a domain's, or if one of the two folders is there already.
+    Raises UserError for a name that cannot be a domain's, or if one of the three is there already.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}", name) or name in ("runs", "cache"):
         raise UserError(f"'{name}' cannot be the name of a domain. Use letters, digits, '_' and '-'.")
-    for folder in (root / "prompts" / name, root / "data" / name):
+    for folder in (root / "prompts" / name, root / "data" / name, root / f"{name}.yaml"):
         if folder.exists():
             raise UserError(f"{folder} is there already. Choose another name, or edit what is there.")
     for file, text in SKELETON.items():
         path = root / file.format(name=name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text.format(name=name) if file == "{name}.yaml" else text, encoding="utf-8")
     return root / "prompts" / name

@@ -4,7 +4,7 @@ A stage is a module pipeline/stages/NAME.py with
 
     VERSION    raised when the same input would give other output
     SECTIONS   the recipe's sections, or single fields (evaluate.limit), that determine its result
-    READS      {table or file: the stage that wrote it}
+    READS      {table, file or folder: the stage that wrote it}; what that stage chose not to write is not in inputs
     sources(recipe) -> {name: path}         what else it reads: templates, facts, a user's files
     run(recipe, inputs, out) -> counts      inputs: {name: path} of READS and sources; out: an empty folder
 
@@ -258,9 +258,9 @@ def _basis(stage: str, module: ModuleType, recipe: Recipe, run: Path) -> tuple[d
                 f"{stage} reads what {writer} writes, and {run.name} has no complete {writer} stage. "
                 f"Run `seqkd {writer}` first, or `seqkd run`, which runs all stages in turn."
             )
-        file = name if "." in name else f"{name}.parquet"
-        if file not in before["files"]:
-            file = name  # a folder, such as student/
+        file = next((file for file in (name, f"{name}.parquet") if file in before["files"]), None)
+        if file is None:
+            continue  # the recipe did not ask for it, such as a baseline's data
         inputs[name] = run / writer / file
         if not inputs[name].exists():
             raise UserError(f"{inputs[name]} is gone. Make it again with --from {writer}.")

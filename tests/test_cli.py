@@ -1,5 +1,6 @@
 """The command line as a user meets it, mistakes included."""
 
+import shutil
 import subprocess
 import sys
 
@@ -70,3 +71,22 @@ def test_an_empty_or_malformed_prompts_file(tiny, content, said):
 
 def test_a_missing_prompts_file(tiny):
     refused(seqkd("generate", "tiny.yaml", "--set", "generate.file=none.jsonl", cwd=tiny), "none.jsonl")
+
+
+def test_a_new_domain_runs(tmp_path):
+    assert seqkd("new-domain", "geo", cwd=tmp_path).returncode == 0
+    refused(seqkd("new-domain", "geo", cwd=tmp_path), "is there already")
+    refused(seqkd("new-domain", "../geo", cwd=tmp_path), "cannot be the name of a domain")
+    done = seqkd("run", "geo.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data/runs/geo/evaluate/report.html").is_file()
+
+
+def test_the_cache_is_shown_exported_and_pruned(finished, tmp_path):
+    shutil.copytree(finished / "data" / "cache", tmp_path / "data" / "cache")
+    told = seqkd("cache", "show", cwd=tmp_path)
+    assert told.returncode == 0 and "embedded" in told.stdout and "144" in told.stdout
+    assert "144 answers written" in seqkd("cache", "export", "answers.jsonl", cwd=tmp_path).stdout
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 144
+    refused(seqkd("cache", "prune", cwd=tmp_path), "nothing to prune")
+    assert "144 answers deleted" in seqkd("cache", "prune", "--model", "embedded", cwd=tmp_path).stdout

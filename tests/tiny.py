@@ -35,7 +35,7 @@ collect:
         vocabulary: 400
         model: {hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2,
                 num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true}
-        sft: {max_steps: 80, per_device_train_batch_size: 16, learning_rate: 0.01}
+        sft: {max_steps: 160, per_device_train_batch_size: 16, learning_rate: 0.01}
   samples: 3
   sampling: {temperature: 1.0, top_p: 1.0, max_tokens: 12}
 filter:
@@ -43,7 +43,7 @@ filter:
 train:
   student: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 1,
             num_key_value_heads: 1, max_position_embeddings: 64, tie_word_embeddings: true}
-  sft: {max_steps: 60, per_device_train_batch_size: 16, learning_rate: 0.01}
+  sft: {max_steps: 100, per_device_train_batch_size: 16, learning_rate: 0.01}
   baselines: [random_subset]
 evaluate: {max_tokens: 12, latency_questions: 4, bootstrap: 200}
 """
