@@ -93,8 +93,8 @@ def file_digest(path: Path) -> str:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's relative names and contents, hidden files left out."""
-    if path.is_file():
+    """SHA-256 of a file, or of a folder's relative names and contents, hidden files left out. Raises OSError."""
+    if not path.is_dir():
         return file_digest(path)
     total = hashlib.sha256()
     for file in sorted(path.rglob("*")):

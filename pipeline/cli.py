@@ -277,22 +277,21 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = typer.main.get_command(app)
     try:
-        command.main(args=arguments, prog_name="seqkd", standalone_mode=False)
+        # Typer catches Ctrl-C itself and, in this mode, returns the exit code.
+        code = command.main(args=arguments, prog_name="seqkd", standalone_mode=False)
     except SeqkdError as error:
         sys.stdout.flush()
         print(f"seqkd: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        print("\nseqkd: interrupted; what was finished is kept, and the same command continues", file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except Exception as error:
         # click's own errors about arguments; recognised by their method so that click need not be imported by name.
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == 130:
+        print("\nseqkd: interrupted; what was finished is kept, and the same command continues", file=sys.stderr)
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "peft", "tokenizers", "p
 
 Manifest = dict[str, Any]
 
+# In a temporary folder, and no part of what is published.
+_SCAFFOLDING = ("checkpoints", ".fingerprint")
+
 # Errors of the operating system that the user, not we, can do something about.
 _STORAGE = {
     errno.ENOSPC: "the disk is full. Free some space and run the same command again",
@@ -134,7 +137,7 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
         "fingerprint": fingerprint,
         "basis": basis,
         "counts": counts,
-        "files": {path.name: _describe(path) for path in sorted(out.iterdir()) if not path.name.startswith(".")},
+        "files": {path.name: _describe(path) for path in sorted(out.iterdir()) if path.name not in _SCAFFOLDING},
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
         "cpu_seconds": round(_cpu_seconds() - cpu, 3),
@@ -316,7 +319,7 @@ def _prepare(out: Path, fingerprint: str) -> None:
     same = mark.is_file() and mark.read_text() == fingerprint
     if out.exists():
         for path in out.iterdir():
-            if same and path.name in ("checkpoints", mark.name):
+            if same and path.name in _SCAFFOLDING:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(exist_ok=True)
@@ -334,7 +337,6 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _publish(run: Path, stage: str, manifest: Manifest) -> None:
     out = _partial(run, stage)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
     (out / ".fingerprint").unlink()
     for folder in [out, *(path for path in out.rglob("*") if path.is_dir())]:
         for file in folder.iterdir():
@@ -357,6 +359,8 @@ def _finish_publishing(run: Path, stage: str) -> None:
             final.rename(replaced)
         out.rename(final)
         artifacts.sync_folder(run)
+    # Only now: until the stage is published, its checkpoints are what a crash would be mended with.
+    shutil.rmtree(final / "checkpoints", ignore_errors=True)
     if replaced.exists() and final.exists():
         shutil.rmtree(replaced)
 

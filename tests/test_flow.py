@@ -161,7 +161,7 @@ def test_a_full_disk_is_a_sentence_and_harms_nothing(tiny, tmp_path_factory):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
         pytest.skip("this machine mounts nothing")
     try:
-        (disk / "filler").write_bytes(b"x" * 40_000)
+        (disk / "filler").write_bytes(b"x" * 60_000)
         done = seqkd("generate", "tiny.yaml", "--data", str(disk), cwd=tiny)
         assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
         (disk / "filler").unlink()
@@ -191,15 +191,16 @@ def test_the_errors_of_the_operating_system_that_a_user_can_mend():
 
 def test_ctrl_c_is_130_and_resumable(finished, tiny):
     shutil.copytree(finished / "data" / "cache", tiny / "data" / "cache")
-    process = subprocess.Popen(command("run", "tiny.yaml"), cwd=tiny, stderr=subprocess.PIPE, text=True)
+    long = command("run", "tiny.yaml", "--set", "train.sft.max_steps=100000")
+    process = subprocess.Popen(long, cwd=tiny, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
-        if line.startswith("train:"):
+        if line.startswith("  train student:"):  # the first line of progress: it is in the middle of training
             break
-    time.sleep(2.0)
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait() == 130, rest
     assert "the same command continues" in rest and "Traceback" not in rest
+    assert "interrupted" in seqkd("status", "tiny", cwd=tiny).stdout
     assert seqkd("run", "tiny.yaml", cwd=tiny).returncode == 0
 
 

@@ -43,8 +43,8 @@ def test_what_is_not_there_is_said(run, finished, tmp_path):
         run.table("kpet")
     with pytest.raises(UserError, match="no prompt has an id that begins with 'zz'"):
         run.trace("zz")
-    with pytest.raises(UserError, match="there is no run 'tyni'.*Did you mean 'tiny'"):
-        pipeline.open_run("tyni", data=finished / "data")
+    with pytest.raises(UserError, match="there is no run 'tinny'.*Did you mean 'tiny'"):
+        pipeline.open_run("tinny", data=finished / "data")
     (tmp_path / "runs" / "empty").mkdir(parents=True)
     with pytest.raises(UserError, match="generate is not complete"):
         pipeline.open_run("empty", data=tmp_path).prompts  # noqa: B018
