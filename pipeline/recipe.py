@@ -43,7 +43,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-Method = Literal["questions", "facets"]
+Method = Literal["questions", "facets", "self_instruct", "evolve", "persona", "conversation", "magpie"]
+WRITTEN = ("self_instruct", "evolve", "persona", "conversation", "magpie")
+"""Methods of generate that ask the teachers."""
 
 
 class QuestionsMethod(Section):
@@ -62,18 +64,26 @@ class FacetsMethod(Section):
     """weighted: tasks, topics, personas ... as often as the weights in domain.yaml say; balanced: equally often."""
 
 
+class ConversationMethod(Section):
+    """Settings of the method `conversation`: prompts of several turns, the teacher playing the user."""
+
+    turns: int = Field(default=2, ge=2, le=16)
+    """User turns of each prompt."""
+
+
 class Generate(Section):
     """generate: where the prompts come from."""
 
     count: int | None = Field(default=None, gt=0)
     """How many distinct prompts to make; null: 1,000, or all of `file`."""
-    methods: dict[Method, float] = Field(default_factory=lambda: {"facets": 1.0})
+    methods: dict[Method, float] = Field(default={"facets": 1.0})
     """Method -> share of the prompts."""
     file: Path | None = None
-    """Instead of methods: a user's own prompts (.jsonl, .csv, .parquet) with `prompt`, `instruction` (and `input`), or
-    `messages`."""
+    """Instead of methods: a user's own prompts (.jsonl, .csv, .parquet or the folder of a saved data set) with
+    `prompt`, `instruction` (and `input`), or `messages`."""
     questions: QuestionsMethod = QuestionsMethod()
     facets: FacetsMethod = FacetsMethod()
+    conversation: ConversationMethod = ConversationMethod()
 
     @model_validator(mode="after")
     def _shares(self) -> "Generate":
@@ -91,6 +101,8 @@ class Price(Section):
     input: float = Field(ge=0)
     cached_input: float | None = Field(default=None, ge=0)
     """Input tokens read from the provider's prompt cache; null: the same as `input`."""
+    cache_write: float | None = Field(default=None, ge=0)
+    """Input tokens written to the provider's prompt cache; null: the same as `input`."""
     output: float = Field(ge=0)
 
 
@@ -112,6 +124,21 @@ class Embedded(Section):
     """Passed to trl.SFTConfig."""
 
 
+class Serve(Section):
+    """How to start a vLLM server from another Python environment. It is stopped when the stage ends."""
+
+    operational = frozenset({"environment", "start_timeout_s", "env"})
+
+    environment: Path = Path(".envs/vllm")
+    """The virtual environment that has vLLM."""
+    args: list[str | int | float] = Field(default_factory=list)
+    """Arguments of `vllm serve`: ["--tensor-parallel-size", 4, ...]."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables for it."""
+    start_timeout_s: float = Field(default=900, gt=0)
+    """Loading a large model takes minutes."""
+
+
 class Teacher(Section):
     """One teacher: who answers."""
 
@@ -119,7 +146,7 @@ class Teacher(Section):
         {"api_key_env", "requests_per_minute", "tokens_per_minute", "max_in_flight", "mode", "price", "batch_size"}
     )
 
-    provider: Literal["local"]
+    provider: Literal["local", "vllm", "openai", "anthropic"]
     model: str = Field(min_length=1)
     """The provider's name of the model; for `local` a folder, a hub id, or `embedded`."""
     embedded: Embedded | None = None
@@ -128,24 +155,58 @@ class Teacher(Section):
     """How rows and reports call this teacher; null: the model's name."""
     weight: float = Field(default=1.0, gt=0)
     """Share of the prompts this teacher answers, relative to the other teachers' weights."""
+    base_url: str | list[str] | None = None
+    """Where the provider is asked, null for its own address. Several servers of the same model are used side by side."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that holds the key; null: OPENAI_API_KEY or ANTHROPIC_API_KEY at the provider's own
+    address, and no key at any other."""
+    serve: Serve | None = None
+    """For `vllm` without a base_url: start a server for this model."""
+    mode: Literal["online", "batch"] = "online"
+    """batch: the provider's batch interface, at half the price and within a day."""
+    requests_per_minute: int | None = Field(default=None, gt=0)
+    """Null: as the first answer's headers say."""
+    tokens_per_minute: int | None = Field(default=None, gt=0)
+    """Counted as providers do when a request arrives: its input and all that it may answer (max_tokens)."""
+    max_in_flight: int = Field(default=256, gt=0, le=10_000)
+    """Requests under way at once."""
     price: Price | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the request's body, sent as they are: reasoning_effort, thinking, top_k ..."""
     batch_size: int = Field(default=64, gt=0)
     """Prompts in one batch of an in-process model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for a model whose code you have read."""
 
+    def urls(self) -> tuple[str, ...]:
+        """The base URLs that the recipe gives, none for the provider's own."""
+        return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url or ())
+
     @model_validator(mode="after")
-    def _embedded(self) -> "Teacher":
+    def _fits(self) -> "Teacher":
         if (self.embedded is not None) != (self.provider == "local" and self.model == "embedded"):
             raise ValueError("`embedded:` settings go with `provider: local` and `model: embedded`, and only with them")
+        for url in self.urls():
+            if not re.match(r"https?://[^\s/@]+(/\S*)?$", url):
+                raise ValueError(f"base_url {url!r} is not of the form https://HOST/PATH (without user or password)")
+        if self.provider == "local" and (self.urls() or self.api_key_env):
+            raise ValueError("a local model has no base_url and no api_key_env; remove them, or say `provider: vllm`")
+        if self.serve and self.provider != "vllm":
+            raise ValueError("serve starts a vLLM server; it goes with `provider: vllm`")
+        if self.provider == "vllm" and bool(self.urls()) == (self.serve is not None):
+            raise ValueError("`provider: vllm` needs either base_url, of a running server, or serve, to start one")
+        if self.mode == "batch" and self.provider not in ("openai", "anthropic"):
+            raise ValueError(f"provider {self.provider} has no batch interface; remove `mode: batch`")
         return self
 
 
 class Sampling(Section):
     """How the teacher samples. Every parameter is sent, so that a server's own defaults never decide."""
 
-    temperature: float = Field(default=0.8, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    temperature: float | None = Field(default=0.8, ge=0, le=2)
+    """Null: not sent, for models that refuse it (in-process models and vLLM then use 1)."""
+    top_p: float | None = Field(default=0.95, gt=0, le=1)
+    """Null: not sent, for models that refuse it (in-process models and vLLM then use 1)."""
     max_tokens: int = Field(default=512, gt=0)
     logprobs: bool = False
     """Store the log-probability of each answer token, where the provider gives it."""
@@ -156,17 +217,38 @@ class Collect(Section):
 
     operational = frozenset({"timeout_s", "deadline_s", "budget_usd", "accept_terms"})
 
+    file: Path | None = None
+    """Instead of teachers: answers that somebody has already (.jsonl, .csv, .parquet or a datasets folder) with
+    `prompt` and `completion`, `instruction` (`input`) and `output`, or `messages`."""
     teachers: list[Teacher] = Field(default_factory=list)
+    strategy: Literal["split", "all"] = "split"
+    """split: each prompt goes to one teacher, by their weights; all: every teacher answers every prompt."""
     samples: int = Field(default=1, gt=0)
-    """Answers to each prompt."""
+    """Answers to each prompt (from each teacher that is asked)."""
     system: str | None = None
     """A template of prompts/DOMAIN, sent as the system message."""
     sampling: Sampling = Sampling()
+    timeout_s: float = Field(default=120, gt=0)
+    """For one attempt."""
+    deadline_s: float = Field(default=900, gt=0)
+    """For one request, its retries included."""
+    budget_usd: float | None = Field(default=None, gt=0)
+    """The most that the run may spend; it is never passed. What was not asked for lack of it is a failure with the
+    reason `budget`; a larger budget and `--from collect` ask the rest."""
+    accept_terms: bool = False
+    """You have read the hosted providers' terms on training from their output."""
 
     @model_validator(mode="after")
     def _teachers(self) -> "Collect":
-        if not self.teachers:
-            raise ValueError("names no teacher; give teachers: [{provider: ..., model: ...}]")
+        if bool(self.teachers) == bool(self.file):
+            raise ValueError("give either teachers: [{provider: ..., model: ...}] or file: answers.jsonl")
+        names = [teacher.name or teacher.model for teacher in self.teachers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two teachers are called {name!r}; give one of them another `name:`")
+        for name, teacher in zip(names, self.teachers, strict=True):
+            if self.budget_usd and not teacher.price and teacher.provider in ("openai", "anthropic"):
+                raise ValueError(f"budget_usd needs a price; {name} has none. Add price: {{input: ..., output: ...}}")
         return self
 
 
@@ -178,18 +260,48 @@ class Agreement(Section):
 
 
 class Filter(Section):
-    """filter: which answers are good enough to learn from."""
+    """filter: which answers are good enough to learn from. docs/filters.md shows each rule with examples."""
 
     enabled: bool = True
+    """false keeps every answer."""
     min_words: int = Field(default=1, ge=0)
-    """An answer with fewer words is too short."""
+    """An answer with fewer words is too short, and so is one far too short for its task; 0 turns this off."""
     max_chars: int = Field(default=200_000, gt=0)
     """A prompt and answer of more characters together are too long."""
     cut_off: bool = True
-    """Reject answers that stopped at max_tokens."""
+    """Reject answers that stopped at max_tokens or whose text breaks off."""
     refusals: bool = True
+    """Reject refusals."""
+    partial_refusals: bool = True
+    """Reject answers that refuse a part of what was asked and answer the rest."""
+    deflections: bool = True
+    """Reject answers that say that they do not know, have no access, or need to be asked differently."""
+    boilerplate: bool = True
+    """Reject answers in which the teacher speaks of itself unasked ("As an AI language model, ...")."""
+    leakage: bool = True
+    """Reject answers that contain parts of a chat template or a system prompt."""
+    placeholders: bool = True
+    """Reject answers with slots that nobody filled in ("[Your Name]")."""
+    references: bool = True
+    """Reject rows whose prompt or answer refers to an image, a file or a link that is not there."""
     repetition: bool = True
+    """Reject answers that repeat the same words, sentences or lines."""
+    echo: bool = True
+    """Reject answers that only repeat the prompt."""
+    language: str = Field(default="prompt", pattern=r"^(?:prompt|off|[a-z]{2,3})$")
+    """`prompt`: the answer must be in the prompt's language, unless the prompt names one; an ISO 639-1 code such as
+    `en`: in that language; `off`."""
+    garbled: bool = True
+    """Reject encoding damage and noise."""
+    markup: bool = True
+    """Reject HTML in running text where the prompt does not ask for it."""
+    pii: Literal["off", "flag", "redact", "drop"] = "off"
+    """Personal data (e-mail addresses, telephone, social security, card and account numbers) in prompt or answer: `flag`
+    names its kinds in the column pii, `redact` also replaces it by its kind (<EMAIL>), `drop` rejects the row."""
+    format: bool = True
+    """Reject answers without the form that the prompt asks for: JSON, a list, a number of items, words or sentences."""
     agreement: Agreement | None = None
+    """Reject answers that too few of the prompt's samples agree on; null: they need not agree."""
 
 
 class Near(Section):
@@ -206,6 +318,9 @@ class Dedupe(Section):
     """What is compared: prompt and answer together, or one of them."""
     exact: bool = True
     near: Near | None = Near()
+    against: Path | None = None
+    """A data set that exists already (.parquet or .jsonl with `prompt` and `completion`, `messages`, or a table of
+    another run): rows that repeat one of its rows are dropped too."""
 
 
 class Assemble(Section):
@@ -215,8 +330,11 @@ class Assemble(Section):
     """Share of the prompts (with all their rows) that goes to validation."""
     best_of: int = Field(default=1, ge=1)
     """Rows to keep of each prompt, the most agreed-on first."""
-    overlap: float = Field(default=0.5, gt=0, le=1)
-    """Withhold a row that contains this share of a held-out question's word 8-grams."""
+    overlap: float = Field(default=0.75, gt=0, le=1)
+    """Withhold a row that has this share of a held-out question's words, in order and in one place."""
+    evaluations: list[Path] = Field(default_factory=list)
+    """Further evaluation sets that must not be trained on (.jsonl, .csv or .parquet with `prompt`, `question`, `text`
+    or `messages`)."""
 
 
 Baseline = Literal["random_subset"]
@@ -253,6 +371,8 @@ class Evaluate(Section):
     """Questions asked one at a time to measure latency."""
     bootstrap: int = Field(default=2000, ge=100)
     """Resamples for the 95% intervals."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """What this machine costs an hour in US dollars: the report then says what a million tokens cost on it."""
 
 
 class Recipe(Section):
@@ -268,6 +388,25 @@ class Recipe(Section):
     assemble: Assemble = Assemble()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_of_the_answers(cls, data: Any) -> Any:
+        """With answers from a file, the prompts are those of the same file, unless the recipe says otherwise."""
+        if not isinstance(data, dict) or not isinstance(data.get("collect"), dict) or not data["collect"].get("file"):
+            return data
+        generate = data.get("generate") or {}
+        if not isinstance(generate, dict) or generate.get("file") or generate.get("methods"):
+            return data
+        return data | {"generate": generate | {"file": data["collect"]["file"]}}
+
+    @property
+    def writers(self) -> Collect | None:
+        """How generate asks the teachers, null if none of its methods does: collect without what is for answers only."""
+        if self.generate.file or not set(self.generate.methods) & set(WRITTEN):
+            return None
+        system = self.collect.system if "magpie" in self.generate.methods else None
+        return self.collect.model_copy(update={"samples": 1, "system": system, "strategy": "split"})
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -75,6 +75,7 @@ KEPT = pa.schema(
     [
         *COMPLETIONS,
         ("agreement", pa.float64()),  # share of the prompt's completions that say the same, 0 .. 1
+        ("pii", pa.list_(_text)),  # kinds of personal data found in prompt or answer; null unless filter.pii asks
     ]
 )
 

@@ -1,0 +1,365 @@
+# ruff: noqa: E501 -- tables of examples read best a line each
+
+import importlib.util
+import random
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import artifacts
+from pipeline.errors import UserError
+from pipeline.recipe import Agreement, Filter, Recipe
+from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
+from pipeline.stages import filter as stage
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+docs = load(ROOT / "docs" / "filters.py")
+REFUSALS = docs.REFUSALS
+CASES = [(part, case) for part in ("tune", "test") for case in docs.cases(part)]
+STRICT = Filter(pii="drop", agreement=Agreement(min_share=0.5))
+
+
+def recipe(**section: Any) -> Recipe:
+    teacher = {"provider": "local", "model": "none"}
+    return Recipe.model_validate({"domain": "d", "collect": {"teachers": [teacher]}, "filter": section})
+
+
+def row(number: int, prompt: str, text: str | None, **columns: Any) -> Row:
+    values: Row = dict.fromkeys(COMPLETIONS.names)
+    turns = [{"role": "user", "content": prompt}]
+    return values | {
+        "id": f"{number:06}", "prompt_id": prompt[:40], "sample": 0, "messages": turns, "text": text,
+        "finish_reason": "stop", "teacher": "t", "provider": "local",
+    } | columns  # fmt: skip
+
+
+def run(folder: Path, rows: list[Row], **section: Any) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    artifacts.write_table(folder / "completions.parquet", COMPLETIONS, rows)
+    counts = stage.run(recipe(**section), {"completions": folder / "completions.parquet"}, folder)
+    kept, rejected = (pd.read_parquet(folder / f"{name}.parquet") for name in ("kept", "rejected"))
+    assert counts["rows_in"] == len(rows) == sum(counts["outcomes"].values())
+    assert counts["outcomes"] == {"kept": len(kept), "rejected": len(rejected)}
+    assert sorted([*kept.id, *rejected.id]) == [row["id"] for row in rows]
+    assert kept.id.is_monotonic_increasing and rejected.id.is_monotonic_increasing
+    assert counts["reasons"] == rejected.reason.value_counts().to_dict()
+    assert all(row.reason == row.reasons[0] for row in rejected.itertuples())
+    assert pq.read_schema(folder / "kept.parquet") == KEPT
+    assert pq.read_schema(folder / "rejected.parquet") == REJECTED
+    return counts, kept, rejected
+
+
+def check(prompt: str, text: str, config: Filter | None = None, finish_reason: str = "stop") -> list[str]:
+    found: list[str] = docs.reasons(prompt, text, finish_reason, config)
+    return found
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def test_each_row_is_kept_or_rejected_with_all_its_reasons(tmp_path: Path) -> None:
+    rows = [
+        row(0, "Who is the first officer?", "Spock"),
+        row(1, "Who?", "I'm sorry, but I can't help with that.", finish_reason="length"),
+        row(2, "Explain tides.", None),
+    ]
+    counts, kept, rejected = run(tmp_path, rows)
+    assert kept.text.tolist() == ["Spock"] and kept.agreement.isna().all() and kept.pii.isna().all()
+    assert [list(reasons) for reasons in rejected.reasons] == [["cut_off", "refusal"], ["empty"]]
+    assert counts["reasons"] == {"cut_off": 1, "empty": 1}
+
+
+def test_agreement_is_the_share_of_a_prompts_completions_that_say_the_same(tmp_path: Path) -> None:
+    said = ["1513.1", "The 1513.1.", "1513.2", "I can't help with that."]
+    rows = [row(i, "When does it begin?", text, sample=i) for i, text in enumerate(said)]
+    rows.append(row(9, "Who is alone?", "Spock"))
+    _, kept, rejected = run(tmp_path, rows, agreement={"min_share": 0.5})
+    assert kept.text.tolist() == [*said[:2], "Spock"]
+    assert kept.agreement.tolist()[:2] == [0.5, 0.5] and np.isnan(kept.agreement.iloc[2])
+    assert rejected.agreement.tolist() == [0.25, 0.25]
+    assert [list(reasons) for reasons in rejected.reasons] == [["agreement"], ["refusal", "agreement"]]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ("James T. Kirk", "james t kirk", True), ("The Enterprise!", "Enterprise", True), ("1,000", "1000", True),
+        ("Straße", "STRASSE", True), ("\uff34est", "test", True), ("well-known", "well known", True),
+        ("1513.1", "15131", False), ("-5", "5", False), ("1 2", "12", False), ("A", "B", False),
+        ("vitamin A", "vitamin", False), ("?", "!", False), ("Yes, the captain", "yes captain", True),
+    ],
+)  # fmt: skip
+def test_normalised(one: str, two: str, same: bool) -> None:
+    assert (stage.normalised(one) == stage.normalised(two)) is same
+
+
+@given(st.text(alphabet="aA the.,-!\u00e9_'\n", max_size=40))
+def test_the_fast_way_to_normalise_ascii_gives_the_same(text: str) -> None:
+    if text.isascii():
+        slow = stage.normalised(text + " \u00e9nd")
+        assert stage.normalised(text + " end") == slow.replace("\u00e9nd", "end")
+
+
+def test_disabled_keeps_everything(tmp_path: Path) -> None:
+    rows = [row(0, "Who?", ""), row(1, "Who?", "I can't help with that.", finish_reason="length")]
+    counts, _, _ = run(tmp_path, rows, enabled=False, pii="redact")
+    assert counts["outcomes"] == {"kept": 2, "rejected": 0}
+
+
+def test_personal_data_is_flagged_redacted_or_dropped(tmp_path: Path) -> None:
+    text = "Write to ann@corp.io or call +49 30 1234 5678; the card is 4111 1111 1111 1111."
+    rows = [row(0, "How do I reach bob@corp.io?", text), row(1, "Who is the captain?", "Kirk")]
+    _, kept, _ = run(tmp_path, rows, pii="flag")
+    assert [list(kinds) for kinds in kept.pii] == [["card", "email", "phone"], []] and kept.text[0] == text
+    _, kept, _ = run(tmp_path, rows, pii="redact")
+    assert kept.text[0] == "Write to <EMAIL> or call <PHONE>; the card is <CARD>."
+    assert kept.messages[0][0]["content"] == "How do I reach <EMAIL>?"
+    _, _, rejected = run(tmp_path, rows, pii="drop")
+    assert rejected.reason.tolist() == ["pii"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["jane@example.com", "(555) 555-0123", "1234 5678 9012 3456", "DE00 1234 5678 9012 3456 78", "NCC-1701", "2026-11-22",
+     "1513.1, 1514.2 and 3141.9", "0.1234567890123", "in 1966-1969"],
+)  # fmt: skip
+def test_numbers_that_are_nobodys(text: str) -> None:
+    assert stage.personal_data(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("a.b@mail.co.uk", "email"), ("078-05-1120", "ssn"), ("GB29 NWBK 6016 1331 9268 19", "iban"), ("212-867-5309", "phone")],
+)  # fmt: skip
+def test_personal_data(text: str, kind: str) -> None:
+    assert [found[0] for found in stage.personal_data(f"It is {text}.")] == [kind]
+
+
+def test_no_row_left_stops_with_the_counts_and_writes_nothing(tmp_path: Path) -> None:
+    rows = [row(0, "Who?", ""), row(1, "Where?", ""), row(2, "When?", "It was", finish_reason="length")]
+    with pytest.raises(UserError, match=r"none of the 3 answers is left \(empty 2, cut_off 1\).*filter:"):
+        run(tmp_path, rows)
+    assert not (tmp_path / "kept.parquet").exists()
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "completions.parquet"
+    table = pa.Table.from_pylist([row(0, "Who?", "Kirk")], schema=COMPLETIONS)
+
+    def stopped(bad: pa.Table, match: str) -> None:
+        pq.write_table(bad, path)
+        with pytest.raises(UserError, match=match):
+            stage.run(recipe(), {"completions": path}, tmp_path)
+
+    stopped(table.drop_columns(["text", "sample"]), "no column sample.*--from collect")
+    stopped(table.set_column(4, "text", pa.array([7])), "column text has type int64, not string")
+    stopped(table.slice(0, 0), "has no rows.*failures.parquet")
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
+    stopped(table.set_column(4, "text", broken), "damaged between rows 1 and 1.*UTF8")
+
+
+def test_a_row_of_ten_megabytes_and_rows_without_messages_are_rejected(tmp_path: Path) -> None:
+    rows = [row(0, "Write.", "word \u00e9 " * 1_500_000), row(1, "", "Kirk", messages=None), row(2, "Who?", "Kirk")]
+    _, kept, rejected = run(tmp_path, rows)
+    assert kept.id.tolist() == ["000002"] and rejected.reason.tolist() == ["too_long", "empty"]
+
+
+def test_the_same_bytes_again_and_over_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(i, case["prompt"] + str(i % 50), case["text"]) for i, (_, case) in enumerate(CASES)]
+    outputs = []
+    for size in (16_384, 16_384, 7):
+        monkeypatch.setattr(artifacts, "ROW_GROUP", size)
+        run(tmp_path, rows)
+        outputs.append([pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("kept", "rejected")])
+        outputs[-1].append(artifacts.file_digest(tmp_path / "kept.parquet") if size > 7 else outputs[0][2])
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", stage.RULES, ids=lambda rule: rule.check.__name__)
+def test_a_rules_examples(rule: stage.Rule) -> None:
+    assert rule.check(rule.catches, STRICT) in rule.reasons
+    # What passes passes every rule.
+    assert [other.check(rule.passes, STRICT) for other in stage.RULES] == [None] * len(stage.RULES)
+    assert rule.check.__doc__
+
+
+@pytest.mark.parametrize("rule", stage.RULES, ids=lambda rule: rule.check.__name__)
+def test_a_rule_can_be_turned_off(rule: stage.Rule) -> None:
+    off: dict[str, Any] = {"max_chars": 10**9, "min_words": 0, "language": "off", "pii": "off", "agreement": None}
+    config = STRICT.model_copy(update={field: off.get(field, False) for field in rule.fields})
+    assert (rule.check(rule.catches, config) is None) == bool(rule.fields)
+
+
+def masks(rows: list[Row], config: Filter) -> list[int]:
+    batch = pa.RecordBatch.from_pylist(rows, schema=COMPLETIONS)
+    found: list[int] = stage.verdicts(batch, np.full(len(rows), np.nan), config).tolist()
+    return found
+
+
+def one_by_one(prompt: str, text: str, finish_reason: str, config: Filter) -> list[str]:
+    found = []
+    for rule in stage.RULES:
+        if reason := rule.check(stage.look(prompt, text, finish_reason), config):
+            found.append(reason)
+            if reason in ("empty", "too_long"):
+                break
+    return list(dict.fromkeys(sorted(found, key=stage.REASONS.index)))
+
+
+def test_the_hints_leave_nothing_out() -> None:
+    rows = [row(i, case["prompt"], case["text"]) for i, (_, case) in enumerate(CASES)]
+    rows += [
+        row(0, prompt, answer["text"].upper().replace("'", "\u2019")) for _, answer in CASES for prompt in ("Go on",)
+    ]
+    for row_, mask in zip(rows, masks(rows, STRICT), strict=True):
+        prompt = row_["messages"][0]["content"]
+        assert stage._names(np.uint64(mask)) == one_by_one(prompt, row_["text"], "stop", STRICT), row_["text"]
+
+
+PIECES = st.sampled_from(
+    ["I ", "can't", "can\u2019t ", "help ", "[Your ", "Name]", "<", "p>", "&nbsp;", "\n", "As an AI, ", "\u00e9", "\u00c3\u00a9", "```",
+     "```json\n", '{"a": 1}', "- item\n", "1. ", "\x00", "see the image below ", "\ufffd", " a", " b", " c", '"', "the ", "xkqwrtz ", "\u2028",
+     "please provide ", "Human: ", "<|im_end|>", "@x.de", "4111111111111111 ", ". ", "Spock", "\u4e2d\u6587", "ha" * 90, "\U0001f596", "list five things "]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.lists(PIECES, max_size=9), st.lists(PIECES, max_size=40)), min_size=1, max_size=6))
+def test_any_text_is_judged_and_the_hints_leave_nothing_out(pairs: list[tuple[list[str], list[str]]]) -> None:
+    config = STRICT.model_copy(update={"language": "off"})
+    rows = [row(i, "".join(prompt), "".join(text)) for i, (prompt, text) in enumerate(pairs)]
+    for (prompt, text), mask in zip(pairs, masks(rows, config), strict=True):
+        assert stage._names(np.uint64(mask)) == one_by_one("".join(prompt), "".join(text), "stop", config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1513.1", "Spock", "1", "Yes", "No.", "2", "Janus VI", "NCC-1701", "DeForest Kelley", "The Trouble with Tribbles", "42", "Wolf 359",
+     "Dr. Leonard McCoy", "T'Pring", "Not known", "\u221a2", "\u65e5\u672c", "\U0001f596", "3.14", "-40", "A", "C#", "the Gorn", "Mr. Sulu", "1966-09-08"],
+)  # fmt: skip
+def test_short_true_answers_pass(text: str) -> None:
+    for prompt in ("What is the stardate of 'The Man Trap'?", "Who is he?", "Computer, which one was it?", "Name it."):
+        assert check(prompt, text) == []
+
+
+@pytest.mark.parametrize("pattern", [name for name in vars(stage) if isinstance(getattr(stage, name), re.Pattern)])
+def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
+    """Patterns see up to max_chars characters; a quadratic or worse one would take minutes here."""
+    for piece in (
+        "a ",
+        "i ",
+        "[",
+        "<",
+        "1 ",
+        "your ",
+        "```",
+        "(",
+        "- ",
+        "a1",
+        "...",
+        "\n",
+        "x@",
+        "the image ",
+        "no, i ",
+        "{a_",
+    ):
+        getattr(stage, pattern).search((piece * 20_000)[:20_000])
+
+
+# --- the labelled set -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["tune", "test"])
+def test_the_labelled_set(part: str) -> None:
+    found = docs.measured(part)
+    print(part, found)
+    share = {name: caught / total for name, (caught, total) in found.items()}
+    assert share["refusals"] >= 0.90 and share["false refusals"] <= 0.03
+    assert share["good"] <= 0.03
+    defects = [pair for name, pair in found.items() if name not in ("good", "refusals", "false refusals")]
+    assert sum(caught for caught, _ in defects) >= 0.95 * sum(total for _, total in defects)
+
+
+def broken_off(text: str, rng: random.Random) -> str:
+    """The text cut within a sentence."""
+    for _ in range(100):
+        cut = text[: rng.randrange(len(text) // 2, len(text) - 10)].rstrip()
+        if cut[-1].isalpha() and text[len(cut)].isalpha():
+            return cut
+    return text[: len(text) // 2]
+
+
+OTHER_LANGUAGES = [
+    "Le capitaine regarda longuement les \u00e9toiles avant de donner l'ordre de partir vers la base la plus proche.",
+    "Der Kapit\u00e4n sah lange zu den Sternen, bevor er den Befehl gab, zur n\u00e4chsten Basis zu fliegen.",
+    "El capit\u00e1n mir\u00f3 las estrellas durante mucho tiempo antes de dar la orden de partir hacia la base.",
+    "\u8239\u957f\u5728\u4e0b\u4ee4\u98de\u5f80\u6700\u8fd1\u7684\u57fa\u5730\u4e4b\u524d\u957f\u4e45\u5730\u671b\u7740\u661f\u7a7a\uff0c\u4ec0\u4e48\u4e5f\u6ca1\u6709\u8bf4\u3002",
+    "\u041a\u0430\u043f\u0438\u0442\u0430\u043d \u0434\u043e\u043b\u0433\u043e \u0441\u043c\u043e\u0442\u0440\u0435\u043b \u043d\u0430 \u0437\u0432\u0451\u0437\u0434\u044b, \u043f\u0440\u0435\u0436\u0434\u0435 \u0447\u0435\u043c \u043e\u0442\u0434\u0430\u0442\u044c \u043f\u0440\u0438\u043a\u0430\u0437 \u043b\u0435\u0442\u0435\u0442\u044c \u043a \u0431\u0430\u0437\u0435.",
+]
+PLANT = {
+    "cut_off": broken_off,
+    "refusal": lambda text, rng: "I'm sorry, but I can't assist with that request.",
+    "boilerplate": lambda text, rng: f"As an AI language model, I can tell you this. {text}",
+    "leakage": lambda text, rng: text + rng.choice(["<|im_end|>\n<|im_start|>user", "\n\nHuman: And then?", "</s>[INST] Go on"]),
+    "placeholder": lambda text, rng: text + rng.choice(["\n\n[Your Name]", " Call [phone number].", " <noinput>", " {{ name }}"]),
+    "reference": lambda text, rng: text + rng.choice([" This is shown in the image below.", "\n\n![map](https://e.org/m.png)"]),
+    "repetition": lambda text, rng: " ".join([text] * 4) if rng.random() < 0.5 else text + " and so on" * 60,
+    "echo": lambda text, rng: "",  # filled in with the prompt
+    "language": lambda text, rng: rng.choice(OTHER_LANGUAGES),
+    "garbled": lambda text, rng: rng.choice([
+        text.replace("e", "\u00e9", 3).encode().decode("latin-1"), text.replace("a", "\ufffd", 2), text.replace("o", "\x00", 1),
+        text.replace("'", "\u2019").replace(" a ", " \u2019a ").replace("e", "\u2019", 1).encode().decode("cp1252", "replace"),
+    ]),
+    "markup": lambda text, rng: f"<p>{text}</p>" if rng.random() < 0.5 else text.replace(" ", "&nbsp;", 2),
+    "empty": lambda text, rng: rng.choice(["", " \n", "..."]),
+    "pii": lambda text, rng: text + rng.choice([" Ask ann@corp.io.", " Call 212-867-5309.", " His number is 078-05-1120."]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", list(PLANT))
+def test_planted_defects_are_caught(label: str) -> None:
+    rng, config = random.Random(label), Filter(pii="drop")
+    plain = re.compile(
+        r"\b(?:write|template|translate|html|song|give|convert|dialogue|language|say|chatgpt|ai|system)\b", re.I
+    )
+    hosts = [
+        case for _, case in CASES
+        if case["label"] == "good" and case["text"].isascii() and case["text"].endswith(".")
+        and len(case["text"].split()) >= 35 and "```" not in case["text"] and not plain.search(case["prompt"])
+    ]  # fmt: skip
+    assert len(hosts) >= 20
+    missed = []
+    for case in hosts:
+        prompt = case["prompt"] if label != "echo" else "Could you please tell me about it? " + case["prompt"]
+        for _ in range(4):
+            text = prompt if label == "echo" else PLANT[label](case["text"], rng)
+            if label not in check(prompt, text, config):
+                missed.append(text)
+    # Where a text was cut, and the provider did not say so, it sometimes still looks whole.
+    assert len(missed) <= (0.10 if label == "cut_off" else 0.05) * 4 * len(hosts), missed
+
+
+def test_the_page_on_filters_is_current() -> None:
+    current = (ROOT / "docs" / "filters.md").read_text(encoding="utf-8")
+    assert current == docs.page(), "run `python docs/filters.py`"
