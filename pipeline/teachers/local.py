@@ -1,0 +1,361 @@
+"""Provider `local`: any Hugging Face causal model with a chat template, answered through transformers in this process.
+
+`load` opens a folder or a hub id (safetensors only), `answer` samples, `nll` scores. Sampling is by the Gumbel-max
+trick (Gumbel, 1954): the noise of a token is a hash of (the row's seed, its position, the token), so a row's answer
+depends on its own seed and not on the state of a random generator or on what else is in the batch.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.errors import UserError
+
+Messages = Sequence[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
+
+
+class Loaded(NamedTuple):
+    """A model ready to answer."""
+
+    model: Any  # transformers.PreTrainedModel in eval mode
+    tokenizer: Any  # transformers.PreTrainedTokenizerBase with a chat template, padding on the left
+    name: str
+
+
+def load(
+    model: str | Path, *, trust_remote_code: bool = False, dtype: str = "auto", device: str = "auto", chat: bool = True
+) -> Loaded:
+    """Open a model folder or hub id. `dtype` "auto": float32 on a CPU, the model's own elsewhere; `device` "auto": CUDA
+    or MPS where there is one.
+
+    Raises UserError if there is no such folder or hub id (or no network), if the weights are pickled, if the model
+    needs code of its own and `trust_remote_code` is false, or (unless `chat` is false) if there is no chat template.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    name = str(model)
+    _check_place(name, trust_remote_code)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UserError(f"local model {name}: unknown dtype '{dtype}'. Use auto, float32, bfloat16 or float16.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, padding_side="left")
+        network, about = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(_load_problem(name, error)) from error
+    if about["missing_keys"]:
+        # transformers would fill these in at random and only warn.
+        missing = ", ".join(sorted(about["missing_keys"])[:3])
+        raise UserError(f"local model {name}: its files lack weights that its config.json calls for ({missing} ...).")
+    if chat and not tokenizer.chat_template:
+        raise UserError(
+            f"local model {name}: its tokenizer has no chat template. Use an instruction-tuned model, or put a "
+            "chat_template.jinja into its folder."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return prepare(network.to(device), tokenizer, name)
+
+
+def prepare(model: Any, tokenizer: Any, name: str = "model") -> Loaded:
+    """A model and tokenizer in memory as `Loaded`: eval mode, left padding, and none of the sampling parameters that a
+    model's generation_config.json applies silently; only its end-of-turn tokens are kept."""
+    from transformers import GenerationConfig
+
+    ends = _end_tokens(model, tokenizer)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False)
+    tokenizer.padding_side = "left"
+    return Loaded(model.eval(), tokenizer, name)
+
+
+def answer(
+    loaded: Loaded,
+    conversations: Sequence[Messages],
+    *,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    seeds: Sequence[int],
+    logprobs: bool = False,
+    stop: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Answer a batch of conversations, each with its own seed; temperature 0 is greedy.
+
+    Returns one dict for each conversation, in order:
+      text           the answer without special tokens and without the stop string
+      finish_reason  "stop" | "length" | "error"
+      input_tokens   tokens of the prompt
+      output_tokens  tokens that were generated, the end of turn included
+      logprobs       natural log-probability of each generated token under the untempered model, or None
+      error          what went wrong, only with finish_reason "error" (a prompt longer than the model's context)
+    """
+    if len(seeds) != len(conversations):
+        raise ValueError(f"{len(conversations)} conversations but {len(seeds)} seeds")
+    prompts = encode(loaded.tokenizer, conversations, add_generation_prompt=True)
+    limit = context_length(loaded)
+    rows: list[dict[str, Any]] = [{} for _ in prompts]
+    fitting, tight = [], []
+    for index, prompt in enumerate(prompts):
+        if len(prompt) >= limit:
+            text = f"the prompt has {len(prompt)} tokens, the model's context is {limit}"
+            rows[index] = _row("", "error", len(prompt), 0, [] if logprobs else None) | {"error": text}
+        elif len(prompt) + max_tokens > limit:
+            tight.append(index)
+        else:
+            fitting.append(index)
+    # A prompt that leaves less than max_tokens goes alone, so that it does not cut its neighbours short.
+    groups = [(fitting, max_tokens)] + [([index], limit - len(prompts[index])) for index in tight]
+    for indices, budget in groups:
+        if indices:
+            batch = [prompts[index] for index in indices]
+            given = [seeds[index] for index in indices]
+            answers = _generate(loaded, batch, given, temperature, top_p, budget, logprobs, list(stop))
+            for index, row in zip(indices, answers, strict=True):
+                rows[index] = row
+    return rows
+
+
+def nll(loaded: Loaded, conversations: Sequence[Messages], completions: Sequence[str]) -> list[tuple[float, int]]:
+    """Negative log-likelihood in nats of each completion, its end of turn included, given its conversation.
+
+    Returns (sum over the completion's tokens, number of those tokens) for each pair.
+    """
+    import torch
+
+    turns = [[*chat, _assistant(text)] for chat, text in zip(conversations, completions, strict=True)]
+    if not turns:
+        return []
+    prompts = encode(loaded.tokenizer, conversations, add_generation_prompt=True)
+    full = encode(loaded.tokenizer, turns, add_generation_prompt=False)
+    ends = set(_end_tokens(loaded.model, loaded.tokenizer))
+    starts, rows = [], []
+    for prompt, ids in zip(prompts, full, strict=True):
+        start = common_prefix(prompt, ids)
+        last = max((i for i in range(start, len(ids)) if ids[i] in ends), default=None)
+        # Templates may put a newline after the end of turn: no model writes it, so it does not count.
+        rows.append(ids[: last + 1] if last is not None else ids)
+        starts.append(start)
+    width = max(map(len, rows))
+    device = loaded.model.device
+    pad = loaded.tokenizer.pad_token_id or 0
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        chosen = logits.gather(2, ids[:, 1:, None]).squeeze(2) - logits.logsumexp(2)  # (rows, width - 1)
+    scores = chosen.double().cpu()
+    return [
+        (-float(scores[i, start - 1 : len(row) - 1].sum()), len(row) - start)
+        for i, (start, row) in enumerate(zip(starts, rows, strict=True))
+    ]
+
+
+def encode(tokenizer: Any, conversations: Sequence[Messages], *, add_generation_prompt: bool) -> list[list[int]]:
+    """Token ids of each conversation in the model's chat template. Control tokens that stand in a message are encoded
+    as plain text, so a user's `<|im_end|>` does not end the turn."""
+    if not conversations:
+        return []
+    ids = tokenizer.apply_chat_template(
+        [list(chat) for chat in conversations],
+        add_generation_prompt=add_generation_prompt,
+        sanitize_control_tokens=True,
+        return_dict=False,
+    )
+    return [list(row) for row in ids]
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading tokens two sequences share: where the completion begins (as TRL finds it)."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def context_length(loaded: Loaded) -> int:
+    """Tokens that the model can attend to, prompt and answer together."""
+    config = loaded.model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or loaded.tokenizer.model_max_length
+    return int(min(limit, loaded.tokenizer.model_max_length))
+
+
+def _generate(
+    loaded: Loaded,
+    prompts: list[list[int]],
+    seeds: Sequence[int],
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
+    logprobs: bool,
+    stop: list[str],
+) -> list[dict[str, Any]]:
+    import torch
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    noted: list[Any] = []  # for each position, the log-probability of the chosen token: (rows,)
+    keys = torch.tensor([_signed(seed) for seed in seeds], device=model.device)
+
+    def choose(tokens: Any, scores: Any) -> Any:
+        """Scores (rows, vocabulary) whose argmax is the sampled token."""
+        raw = scores.float()
+        if temperature > 0:
+            scores = _gumbel_scores(raw, keys, tokens.shape[1] - width, temperature, top_p)
+        if logprobs:
+            chosen = scores.argmax(-1, keepdim=True)
+            noted.append((raw.gather(1, chosen).squeeze(1) - raw.logsumexp(1)).cpu())
+        return scores
+
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_tokens,
+            logits_processor=[choose],
+            do_sample=False,  # the noise is in the scores already
+            **({"stop_strings": stop, "tokenizer": tokenizer} if stop else {}),
+        )[:, width:].cpu()
+    noise = torch.stack(noted, 1) if noted else None
+    ends = set(_end_tokens(model, tokenizer))
+    rows = []
+    for index, generated in enumerate(output.tolist()):
+        finished = next((i for i, token in enumerate(generated) if token in ends), None)
+        used = len(generated) if finished is None else finished + 1
+        reason = "length" if finished is None else "stop"
+        body = generated if finished is None else generated[:finished]
+        text = tokenizer.decode(body, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        cut = min((place for place in (text.find(word) for word in stop) if place >= 0), default=-1)
+        if cut >= 0:
+            # Rows that stopped early at a stop string were padded to the batch's width: count up to the string only.
+            used = _tokens_until(tokenizer, generated[:used], stop)
+            text, reason = text[:cut], "stop"
+        scores = noise[index, :used].tolist() if noise is not None else None
+        rows.append(_row(text, reason, len(prompts[index]), used, scores))
+    return rows
+
+
+def _gumbel_scores(raw: Any, keys: Any, position: int, temperature: float, top_p: float) -> Any:
+    """Tempered scores cut to the nucleus (Holtzman et al., 2020), plus Gumbel noise. raw: (rows, vocabulary)."""
+    import torch
+
+    scores = raw / temperature
+    if top_p < 1:
+        ordered, order = scores.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        # Keep a token if those before it have not reached top_p yet: the most likely one always stays.
+        beyond = probabilities.cumsum(-1) - probabilities >= top_p
+        scores = scores.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), float("-inf"))
+    stream = _mix(_mix(keys) + _signed(position * _GOLDEN))
+    tokens = torch.arange(raw.shape[-1], device=raw.device)
+    bits = _mix(stream[:, None] + tokens[None, :] * _GOLDEN)
+    # 23 bits, so that the largest uniform is below 1 in float32 and the noise is finite.
+    uniform = ((bits & ((1 << 23) - 1)).float() + 0.5) / (1 << 23)
+    return scores - (-uniform.log()).log()
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+
+
+def _mix(x: Any) -> Any:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood, 2014) on int64 tensors; arithmetic wraps round."""
+    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - (1 << 64))
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Any, by: int) -> Any:
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(seed: int) -> int:
+    """Any integer as a signed 64-bit one."""
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+def _tokens_until(tokenizer: Any, tokens: list[int], stop: list[str]) -> int:
+    """How many tokens it took until a stop string was complete."""
+    for used in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[:used], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if any(word in text for word in stop):
+            return used
+    return len(tokens)
+
+
+def _row(text: str, reason: str, used: int, made: int, scores: list[float] | None) -> dict[str, Any]:
+    return {
+        "text": text,
+        "finish_reason": reason,
+        "input_tokens": used,
+        "output_tokens": made,
+        "logprobs": scores,
+    }
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a turn: the model's own list and the tokenizer's end-of-sequence token."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    ids = [] if own is None else list(own) if isinstance(own, list | tuple) else [own]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def _check_place(name: str, trust_remote_code: bool) -> None:
+    """Refuse what cannot be opened before anything is imported or asked for over the network."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or path.exists():
+            raise UserError(
+                f"local model {name}: no such folder. Give a folder with a model, or a hub id (OWNER/NAME)."
+            )
+        return
+    if not (path / "config.json").is_file():
+        raise UserError(f"local model {name}: the folder has no config.json, so it is no Hugging Face model.")
+    if not any(path.glob("*.safetensors")):
+        if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
+            raise UserError(
+                f"local model {name}: its weights are pickled, and opening a pickle can run any code. Convert them to "
+                "safetensors (model.save_pretrained writes those) where you trust them."
+            )
+        raise UserError(f"local model {name}: the folder has no *.safetensors file with weights.")
+
+
+def _load_problem(name: str, error: Exception) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            f"local model {name}: it brings Python code of its own. Read that code, and set trust_remote_code: true in "
+            "the recipe if you want it to run here."
+        )
+    if not Path(name).expanduser().is_dir():
+        if os.environ.get("HF_HUB_OFFLINE") or "offline" in text.lower() or "connect" in text.lower():
+            return (
+                f"local model {name}: no such folder here, not in the Hugging Face cache, and the hub cannot be "
+                "reached. Give a folder, or download the model where there is a network."
+            )
+        if "safetensors" in text:
+            return f"local model {name}: it has no safetensors weights; pickled ones are not opened."
+        return f"local model {name}: no such folder and no such hub id, or no access to it ({_first_line(text)})."
+    return f"local model {name}: cannot be opened: {_first_line(text)}"
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")

@@ -1,0 +1,233 @@
+"""fit: TRL's SFTTrainer on a tiny model, killed, damaged and misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import SeqkdError, UserError
+from pipeline.stages import train
+from pipeline.stages.train import DivergedError, fit, last_checkpoint, sft_config
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "attention_dropout": 0.1,  # so that a resume has to restore the random generators too
+}
+SFT = {"max_steps": 30, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 5, "bf16": False}
+WORDS = ["red", "blue", "green", "gold", "grey", "pink", "teal"]
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": f"What is the colour of number {number}?"}],
+        "completion": [{"role": "assistant", "content": WORDS[number % 7]}],
+    }
+    for number in range(30)
+]
+
+
+def student(seed: int = 0) -> tuple[Any, Any]:
+    from pipeline.facts import Fact
+    from pipeline.teachers.embedded import _random_model, teacher_config, train_tokenizer
+
+    facts = [
+        Fact("", "colour", "", str(i), (WORDS[i % 7],), ("What is the colour of {{ subject }}?",), ()) for i in range(9)
+    ]
+    tokenizer = train_tokenizer(facts, teacher_config({"vocab_size": 300}))
+    return _random_model(MODEL, tokenizer, seed)
+
+
+def run(folder: Path, sft: dict[str, Any] | None = None, rows: Any = ROWS, **more: Any) -> dict[str, Any]:
+    model, tokenizer = student()
+    settings = {"seed": 1, "checkpoints": folder / "checkpoints"} | more
+    return fit(model, tokenizer, rows, ROWS[:4], SFT if sft is None else sft, folder / "out", **settings)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "out" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
+    folder = tmp_path_factory.mktemp("fit")
+    events: list[Any] = []
+    return folder, run(folder, log=events.append), events
+
+
+def test_the_student_is_a_plain_model_folder(unbroken: Any) -> None:
+    from pipeline.teachers.local import answer, load
+
+    folder, summary, events = unbroken
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "metrics.jsonl"} <= names
+    loaded = load(folder / "out")
+    assert loaded.model.num_parameters() == summary["parameters"] == summary["trainable"]
+    assert (
+        answer(loaded, [ROWS[0]["prompt"]], temperature=0, top_p=1, max_tokens=8, seeds=[0])[0]["finish_reason"]
+        == "stop"
+    )
+    assert (summary["steps"], summary["resumed_from"], summary["dropped"]) == (30, None, 0)
+    assert summary["eval_loss"] > 0 and summary["train_loss"] < 6
+    assert [event["step"] for event in events if set(event) == {"step", "steps"}] == list(range(1, 31))
+    assert all(event["steps"] == 30 for event in events)
+
+
+def test_metrics_are_lines_of_sorted_json(unbroken: Any) -> None:
+    lines = (unbroken[0] / "out" / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["step"] for event in events if "loss" in event] == [1, 5, 10, 15, 20, 25, 30]
+    assert all(list(event) == sorted(event) for event in events)
+    assert {"learning_rate", "grad_norm", "loss", "step"} <= set(events[0]) and "num_tokens" not in events[0]
+    assert any("eval_loss" in event for event in events)
+
+
+KILLED = """
+import sys, os, signal
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+import test_fit
+from pipeline.stages import train
+train.SAVE_EVERY_S = 0.0
+def log(event):
+    if event["step"] == 22:
+        os.kill(os.getpid(), signal.SIGKILL)
+test_fit.run(Path(sys.argv[1]), log=log)
+"""
+
+
+def test_killed_and_resumed_gives_the_same_bytes(unbroken: Any, tmp_path: Path) -> None:
+    here = Path(__file__).resolve()
+    code = KILLED.format(tests=str(here.parent), root=str(here.parent.parent.parent))
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "checkpoint-20"
+    assert len(list((tmp_path / "checkpoints").glob("checkpoint-*"))) == 2
+
+    summary = run(tmp_path)
+    assert summary["resumed_from"] == 20 and summary["steps"] == 30
+    assert weights(tmp_path) == weights(unbroken[0])
+    losses = [
+        [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+        for folder in (tmp_path, unbroken[0])
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no seal", "missing", "only partial"])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    unbroken: Any, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
+
+    def stop(event: Any) -> None:
+        if event["step"] == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, log=stop)
+    newest = tmp_path / "checkpoints" / "checkpoint-15"
+    optimizer = newest / "optimizer.pt"
+    if damage == "truncate":
+        os.truncate(optimizer, 1000)
+    elif damage == "flip":
+        data = bytearray(optimizer.read_bytes())
+        data[len(data) // 2] ^= 1
+        optimizer.write_bytes(data)
+    elif damage == "no seal":
+        (newest / "complete.json").unlink()
+    elif damage == "missing":
+        optimizer.unlink()
+    else:
+        (newest / "complete.json").rename(newest / "complete.json.partial")
+    summary = run(tmp_path)
+    assert summary["resumed_from"] == 10 and weights(tmp_path) == weights(unbroken[0])
+
+
+def test_the_seed_decides(unbroken: Any, tmp_path: Path) -> None:
+    run(tmp_path / "same")
+    run(tmp_path / "other", seed=2)
+    assert weights(tmp_path / "same") == weights(unbroken[0]) != weights(tmp_path / "other")
+
+
+def test_lora_is_merged_into_a_plain_folder(tmp_path: Path) -> None:
+    summary = run(tmp_path, lora={"r": 2, "target_modules": ["q_proj", "v_proj"]})
+    assert summary["trainable"] < summary["parameters"] / 10
+    assert not (tmp_path / "out" / "adapter_config.json").exists() and weights(tmp_path)
+    from pipeline.teachers.local import load
+
+    assert load(tmp_path / "out").model.num_parameters() == summary["parameters"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="diverged.*learning_rate") as caught:
+        run(tmp_path, {**SFT, "learning_rate": 1e30, "max_grad_norm": 0})
+    assert isinstance(caught.value, SeqkdError)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"learning_rat": 1}, "train.sft.learning_rat: .* Did you mean 'learning_rate'"),
+        ({"output_dir": "x"}, "train.sft.output_dir: cannot be set here"),
+        ({"lr_scheduler_type": "cosinus"}, "train.sft: trl.SFTConfig refuses"),
+        ({"max_length": 3}, "nothing to train on"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, {**SFT, **more})
+
+
+def test_wrong_lora_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train.lora.rr: .* Did you mean 'r'|train.lora.rr: "):
+        run(tmp_path, lora={"rr": 4})
+
+
+def test_nothing_is_reported_anywhere_by_default(tmp_path: Path) -> None:
+    args = sft_config({}, tmp_path, 0)
+    assert (
+        args.report_to in ("none", [])
+        and not args.push_to_hub
+        and args.disable_tqdm
+        and not args.logging_nan_inf_filter
+    )
+
+
+def test_a_template_without_end_of_turn_is_refused(tmp_path: Path) -> None:
+    model, tokenizer = student()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    with pytest.raises(UserError, match="never learn to stop"):
+        fit(model, tokenizer, ROWS, [], SFT, tmp_path / "out", checkpoints=tmp_path / "checkpoints")
+
+
+def test_labels_are_the_answer_and_its_end(tmp_path: Path) -> None:
+    _, tokenizer = student()
+    rows, dropped = train._tokenize(tokenizer, ROWS, sft_config({"max_length": 64}, tmp_path, 0))
+    assert dropped == 0
+    for row, source in zip(rows, ROWS, strict=True):
+        kept = [label for label in row["labels"] if label != -100]
+        assert tokenizer.decode(kept) == source["completion"][0]["content"] + "<|end|>"
+        assert len(row["labels"]) == len(row["input_ids"])
+
+
+def test_the_cheaper_loss_is_trls_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sft = {**SFT, "max_steps": 10}
+    ours = run(tmp_path / "ours", sft)
+    from trl import SFTTrainer
+
+    monkeypatch.setattr(train, "_trainer", lambda args: SFTTrainer)
+    theirs = run(tmp_path / "theirs", sft)
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+    assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-4)

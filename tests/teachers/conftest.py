@@ -1,0 +1,26 @@
+"""Tiny real models, made once for all tests of this folder."""
+
+from pathlib import Path
+
+import pytest
+from conftest_models import MODEL, make_facts
+
+from pipeline.facts import Fact
+
+
+@pytest.fixture(scope="session")
+def facts() -> list[Fact]:
+    return make_facts()
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random tiny Llama with a tokenizer and a chat template: it rambles, so sampling has choices."""
+    from pipeline.teachers.embedded import _random_model, teacher_config, train_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    tokenizer = train_tokenizer(make_facts(), teacher_config({"vocab_size": 320, "model": MODEL}))
+    model, _ = _random_model({"model_type": "llama", **MODEL, "initializer_range": 0.3}, tokenizer, 0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
