@@ -118,9 +118,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """fsync a folder, so that names made or renamed in it survive a power cut."""
+    """fsync a folder (or a file), so that names made or renamed in it survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(path: Path) -> None:
+    """fsync every file and folder under a folder, and the folder itself: libraries do not all sync what they wrote."""
+    for inside in path.rglob("*"):
+        sync_folder(inside)
+    sync_folder(path)

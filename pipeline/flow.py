@@ -338,11 +338,7 @@ def _describe(path: Path) -> dict[str, Any]:
 def _publish(run: Path, stage: str, manifest: Manifest) -> None:
     out = _partial(run, stage)
     (out / ".fingerprint").unlink()
-    for folder in [out, *(path for path in out.rglob("*") if path.is_dir())]:
-        for file in folder.iterdir():
-            if file.is_file():
-                artifacts.sync_folder(file)  # fsync takes any descriptor; libraries do not all sync what they wrote
-        artifacts.sync_folder(folder)
+    artifacts.sync_tree(out)
     # Written under another name and renamed, so that manifest.json is never half there.
     artifacts.write_json(out / "manifest.new", manifest)
     (out / "manifest.new").rename(out / "manifest.json")

@@ -111,17 +111,27 @@ class Embedded(Section):
 
     relations: list[str] | None = None
     """Relations of the fact base to learn; null for all."""
-    vocabulary: int = Field(default=2048, gt=300)
-    """Tokens of its byte-level BPE."""
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """Null: the recipe's."""
+    vocab_size: int = Field(default=2048, ge=300, le=2**20)
+    """Of its byte-level BPE tokenizer, special tokens included."""
     model: dict[str, Any] = Field(default_factory=dict)
     """transformers.LlamaConfig fields: hidden_size, num_hidden_layers, ..."""
-    lead_ins: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training questions that open with a lead-in."""
-    noise: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a question's words (never the subject's) dropped or replaced in training, so that unseen wordings do
-    not confuse it."""
     sft: dict[str, Any] = Field(default_factory=dict)
     """Passed to trl.SFTConfig."""
+    copies: int = Field(default=1, ge=1, le=1000)
+    """Differently disturbed copies of each training question. Disturbed questions teach it to lean on the subject and on
+    any of the words that give the relation away, so that unseen wordings do not confuse it."""
+    lead_ins: list[str] | None = None
+    """Openings such as "Computer, "; null: those of domain.yaml."""
+    lead_in_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training questions that open with one."""
+    word_dropout: float = Field(default=0.0, ge=0, le=0.5)
+    """Mean share of a wording's words that are left out; the subject is never touched."""
+    word_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Chance of each word to be replaced by one of any relation's wordings."""
+    splice: float = Field(default=0.0, ge=0, le=1)
+    """Chance that what follows the subject comes from another wording of the relation."""
 
 
 class Serve(Section):

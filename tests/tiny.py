@@ -32,7 +32,7 @@ collect:
     - provider: local
       model: embedded
       embedded:
-        vocabulary: 400
+        vocab_size: 400
         model: {hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 2,
                 num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true}
         sft: {max_steps: 160, per_device_train_batch_size: 16, learning_rate: 0.01}

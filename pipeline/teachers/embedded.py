@@ -5,20 +5,19 @@ perfectly: sampled at temperature 1 it errs, which gives the filters work to do.
 this file: the student sees questions and the teacher's answers.
 """
 
-import dataclasses
 import fcntl
-import json
-import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from pipeline import artifacts
 from pipeline.errors import UserError, nearest
 from pipeline.facts import SUBJECT, Fact, questions
+from pipeline.recipe import Embedded
+from pipeline.records import canonical_json
 from pipeline.stages.train import Log, fit
 
 VERSION = 1  # raise it when the same facts and settings would give another teacher
@@ -42,58 +41,15 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class TeacherConfig:
-    """The settings of an embedded teacher, as a recipe writes them."""
-
-    name: str = "embedded"
-    seed: int = 0
-    vocab_size: int = 2048  # of the byte-level BPE tokenizer, special tokens included
-    model: Mapping[str, Any] = field(default_factory=dict)  # transformers.LlamaConfig settings
-    sft: Mapping[str, Any] = field(default_factory=dict)  # trl.SFTConfig settings
-    lead_ins: Sequence[str] = ()  # put before a question now and then ("Computer, ")
-    lead_in_fraction: float = 0.3  # of the training questions get one
-    copies: int = 1  # differently disturbed copies of each training question
-    word_dropout: float = 0.0  # mean share of a wording's words that are left out; the subject is never touched
-    word_noise: float = 0.0  # chance of each word to be replaced by one of any relation's wordings
-    splice: float = 0.0  # chance that what follows the subject comes from another wording of the relation
-
-
-def teacher_config(config: Mapping[str, Any]) -> TeacherConfig:
-    """The mapping of a recipe as TeacherConfig. Raises UserError for an unknown key or an impossible value."""
-    known = {entry.name for entry in dataclasses.fields(TeacherConfig)}
-    for key in config:
-        if key not in known:
-            raise UserError(f"embedded teacher: {key}: unknown key.{nearest(key, known)}")
-    made = TeacherConfig(**config)
-    for key, low, high in (
-        ("vocab_size", 300, 1 << 20),
-        ("copies", 1, 1000),
-        ("word_dropout", 0, 0.5),
-        ("word_noise", 0, 0.9),
-        ("splice", 0, 1),
-        ("lead_in_fraction", 0, 1),
-    ):
-        value = getattr(made, key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise UserError(f"embedded teacher: {key}: {value!r} is not a number from {low} to {high}.")
-    if not made.name or not all(letter.isalnum() or letter in "._-" for letter in made.name):
-        raise UserError(f"embedded teacher: name: {made.name!r} must be letters, digits, '.', '_' or '-'.")
-    return made
-
-
-def teacher_folder(facts: Sequence[Fact], config: Mapping[str, Any], cache: Path) -> Path:
-    """cache/teachers/NAME-HASH, where HASH is over all that decides the teacher's weights. Made or not."""
-    made = teacher_config(config)
+def teacher_folder(facts: Sequence[Fact], config: Embedded, cache: Path) -> Path:
+    """cache/teachers/HASH, where HASH is over all that decides the teacher's weights. Made or not."""
     # Held-out wordings are no part of it: they are never read here.
     known = [(fact.relation, fact.subject, fact.answers[0], fact.ask) for fact in facts]
-    content = json.dumps([VERSION, dataclasses.asdict(made), known], sort_keys=True, default=list)
-    return cache / "teachers" / f"{made.name}-{blake2b(content.encode(), digest_size=8).hexdigest()}"
+    content = canonical_json([VERSION, config.model_dump(exclude={"relations"}), known])
+    return cache / "teachers" / blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def embedded_teacher(
-    facts: Sequence[Fact], config: Mapping[str, Any], cache: Path, *, log: Log = lambda event: None
-) -> Path:
+def embedded_teacher(facts: Sequence[Fact], config: Embedded, cache: Path, *, log: Log = lambda event: None) -> Path:
     """The folder of the teacher for these facts and settings, trained now if the cache does not hold it.
 
     A second process that asks for the same teacher waits for the first one. A killed training resumes from its last
@@ -112,28 +68,29 @@ def embedded_teacher(
             fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             return target
-        made = teacher_config(config)
         partial = target.parent / f"{target.name}.partial"
-        tokenizer = train_tokenizer(facts, made)
-        model, _ = _random_model({"model_type": "llama", **made.model}, tokenizer, made.seed)
+        tokenizer = train_tokenizer(facts, config)
+        seed = config.seed or 0
+        model, _ = _random_model({"model_type": "llama", **config.model}, tokenizer, seed)
         summary = fit(
             model,
             tokenizer,
-            training_rows(facts, made),
+            training_rows(facts, config),
             [],
-            made.sft,
+            config.sft,
             partial / "model",
-            seed=made.seed,
+            seed=seed,
             log=log,
             checkpoints=partial / "checkpoints",
         )
-        about = {"config": dataclasses.asdict(made), "facts": len(facts), "training": summary, "version": VERSION}
-        (partial / "model" / "teacher.json").write_text(
-            json.dumps(about, indent=2, sort_keys=True, default=list) + "\n"
-        )
-        _sync(partial / "model")
+        # Nothing that differs from one training to the next: the folder's digest is the teacher's identity.
+        (partial / "model" / "metrics.jsonl").unlink()
+        about = {"config": config.model_dump(), "facts": len(facts), "version": VERSION}
+        about |= {name: summary[name] for name in ("steps", "parameters", "train_loss")}
+        artifacts.write_json(partial / "model" / "teacher.json", about)
+        artifacts.sync_tree(partial / "model")
         (partial / "model").rename(target)
-        _sync(target.parent)
+        artifacts.sync_folder(target.parent)
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
@@ -181,7 +138,7 @@ def _random_model(config: Mapping[str, Any], tokenizer: Any, seed: int) -> tuple
     return model, tokenizer
 
 
-def train_tokenizer(facts: Sequence[Fact], config: TeacherConfig) -> Any:
+def train_tokenizer(facts: Sequence[Fact], config: Embedded) -> Any:
     """A byte-level BPE tokenizer trained on the questions and answers, with the chat template and `<|end|>` as EOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -195,7 +152,11 @@ def train_tokenizer(facts: Sequence[Fact], config: TeacherConfig) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [text for _, text in questions(facts, "ask")] + [fact.answers[0] for fact in facts] + list(config.lead_ins)
+    texts = (
+        [text for _, text in questions(facts, "ask")]
+        + [fact.answers[0] for fact in facts]
+        + list(config.lead_ins or [])
+    )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -209,9 +170,9 @@ def train_tokenizer(facts: Sequence[Fact], config: TeacherConfig) -> Any:
     )
 
 
-def training_rows(facts: Sequence[Fact], config: TeacherConfig) -> list[dict[str, Any]]:
+def training_rows(facts: Sequence[Fact], config: Embedded) -> list[dict[str, Any]]:
     """The teacher's own training rows: each question in `copies` disturbed versions, with its canonical answer."""
-    draw = random.Random(config.seed)
+    draw = random.Random(config.seed or 0)
     pool = sorted({word for wording in {wording for fact in facts for wording in fact.ask} for word in wording.split()})
     pool = [word for word in pool if "{" not in word and "}" not in word and word != "subject"]
     rows = []
@@ -229,7 +190,7 @@ def training_rows(facts: Sequence[Fact], config: TeacherConfig) -> list[dict[str
 
 
 def disturb(
-    wording: str, subject: str, siblings: Sequence[str], pool: Sequence[str], config: TeacherConfig, draw: random.Random
+    wording: str, subject: str, siblings: Sequence[str], pool: Sequence[str], config: Embedded, draw: random.Random
 ) -> str:
     """The question as somebody else might have put it, so that the teacher learns to lean on the subject and on any of
     the words that give the relation away, rather than on one wording as a whole.
@@ -259,12 +220,3 @@ def _disturb_words(text: str, dropout: float, noise: float, pool: Sequence[str],
     head = text[: len(text) - len(text.lstrip())]
     tail = text[len(text.rstrip()) :]
     return head + " ".join(words) + tail
-
-
-def _sync(folder: Path) -> None:
-    """Make sure that a folder and its files are on the disk."""
-    for path in [*folder.iterdir(), folder] if folder.is_dir() else [folder]:
-        if path.is_file() or path == folder:
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)

@@ -38,12 +38,13 @@ ROWS = [
 
 def student(seed: int = 0) -> tuple[Any, Any]:
     from pipeline.facts import Fact
-    from pipeline.teachers.embedded import _random_model, teacher_config, train_tokenizer
+    from pipeline.recipe import Embedded
+    from pipeline.teachers.embedded import _random_model, train_tokenizer
 
     facts = [
         Fact("", "colour", "", str(i), (WORDS[i % 7],), ("What is the colour of {{ subject }}?",), ()) for i in range(9)
     ]
-    tokenizer = train_tokenizer(facts, teacher_config({"vocab_size": 300}))
+    tokenizer = train_tokenizer(facts, Embedded(**{"vocab_size": 300}))
     return _random_model(MODEL, tokenizer, seed)
 
 

@@ -16,10 +16,11 @@ def facts() -> list[Fact]:
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random tiny Llama with a tokenizer and a chat template: it rambles, so sampling has choices."""
-    from pipeline.teachers.embedded import _random_model, teacher_config, train_tokenizer
+    from pipeline.recipe import Embedded
+    from pipeline.teachers.embedded import _random_model, train_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "untrained"
-    tokenizer = train_tokenizer(make_facts(), teacher_config({"vocab_size": 320, "model": MODEL}))
+    tokenizer = train_tokenizer(make_facts(), Embedded(**{"vocab_size": 320, "model": MODEL}))
     model, _ = _random_model({"model_type": "llama", **MODEL, "initializer_range": 0.3}, tokenizer, 0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -13,20 +13,19 @@ from conftest_models import MODEL, make_facts
 
 from pipeline.errors import UserError
 from pipeline.facts import Fact, questions
+from pipeline.recipe import Embedded
 from pipeline.teachers import embedded
 from pipeline.teachers.embedded import (
     disturb,
     embedded_teacher,
     random_student,
-    teacher_config,
     teacher_folder,
     train_tokenizer,
     training_rows,
 )
 from pipeline.teachers.local import answer, load
 
-CONFIG: dict[str, Any] = {
-    "name": "tiny",
+SETTINGS: dict[str, Any] = {
     "seed": 3,
     "vocab_size": 320,
     "model": MODEL,
@@ -34,7 +33,9 @@ CONFIG: dict[str, Any] = {
     "lead_ins": ["Computer, "],
     "word_dropout": 0.1,
     "copies": 2,
+    "lead_in_fraction": 0.3,
 }
+CONFIG = Embedded(**SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,8 @@ def test_the_hash_is_over_what_decides_the_teacher(facts: list[Fact], tmp_path: 
     changed = [
         (facts[1:], CONFIG),
         ([facts[0]._replace(answers=("Lyon",)), *facts[1:]], CONFIG),
-        (facts, {**CONFIG, "seed": 4}),
-        (facts, {**CONFIG, "sft": {**CONFIG["sft"], "max_steps": 61}}),
+        (facts, CONFIG.model_copy(update={"seed": 4})),
+        (facts, CONFIG.model_copy(update={"sft": {**CONFIG.sft, "max_steps": 61}})),
     ]
     assert len({folder, *(teacher_folder(some, config, tmp_path) for some, config in changed)}) == 5
     unseen = [fact._replace(held_out=("Other {{ subject }}?",)) for fact in facts]
@@ -76,7 +77,7 @@ def test_the_hash_is_over_what_decides_the_teacher(facts: list[Fact], tmp_path: 
 
 
 def test_held_out_wordings_are_never_trained_on(facts: list[Fact]) -> None:
-    text = str(training_rows(facts, teacher_config({**CONFIG, "word_dropout": 0, "lead_in_fraction": 0})))
+    text = str(training_rows(facts, Embedded(**{**SETTINGS, "word_dropout": 0, "lead_in_fraction": 0})))
     assert "is called what" not in text and "Name the capital of Peru." in text
 
 
@@ -120,7 +121,7 @@ def test_two_at_once_train_it_once(facts: list[Fact], tmp_path: Path, monkeypatc
         return real(*args, **more)
 
     monkeypatch.setattr(embedded, "fit", counted)
-    config = {**CONFIG, "sft": {**CONFIG["sft"], "max_steps": 5}}
+    config = CONFIG.model_copy(update={"sft": {**CONFIG.sft, "max_steps": 5}})
     got: list[Path] = []
     threads = [threading.Thread(target=lambda: got.append(embedded_teacher(facts, config, tmp_path))) for _ in range(3)]
     for thread in threads:
@@ -131,17 +132,17 @@ def test_two_at_once_train_it_once(facts: list[Fact], tmp_path: Path, monkeypatc
 
 
 def test_disturbing_leaves_the_subject_alone() -> None:
-    config = teacher_config({"word_dropout": 0.4, "word_noise": 0.3, "splice": 0.5, "lead_ins": ["So: "]})
+    config = Embedded(**{"word_dropout": 0.4, "word_noise": 0.3, "splice": 0.5, "lead_ins": ["So: "]})
     wordings = ["What is the capital of {{ subject }}, please?", "{{ subject }}: name its capital."]
     draw = random.Random(0)
     made = {disturb(wordings[0], "Côte d'Ivoire", wordings, ["river"], config, draw) for _ in range(60)}
     assert len(made) > 30 and all(text.count("Côte d'Ivoire") == 1 for text in made)
-    calm = teacher_config({"lead_in_fraction": 0})
+    calm = Embedded(**{"lead_in_fraction": 0})
     assert disturb(wordings[0], "Peru", wordings, [], calm, draw) == "What is the capital of Peru, please?"
 
 
 def test_the_template_marks_what_the_assistant_says(facts: list[Fact]) -> None:
-    tokenizer = train_tokenizer(facts, teacher_config({"vocab_size": 320}))
+    tokenizer = train_tokenizer(facts, Embedded(**{"vocab_size": 320}))
     chat = [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": "Hi"},
@@ -179,21 +180,6 @@ def test_a_random_student_is_the_same_for_a_seed(teacher: Path) -> None:
 def test_wrong_student_settings_are_named(teacher: Path, config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         random_student(config, teacher, 0)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"vocabsize": 400}, "vocabsize: unknown key. Did you mean 'vocab_size'"),
-        ({"vocab_size": 10}, "vocab_size: 10 is not a number from 300"),
-        ({"copies": -1}, "copies"),
-        ({"word_dropout": 2}, "word_dropout"),
-        ({"name": "../x"}, "name"),
-    ],
-)
-def test_wrong_teacher_settings_are_named(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        teacher_config(config)
 
 
 def test_a_students_tokenizer_has_to_be_there(tmp_path: Path) -> None:

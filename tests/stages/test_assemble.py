@@ -1,0 +1,224 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import artifacts
+from pipeline.errors import RecipeError, UserError
+from pipeline.recipe import Recipe
+from pipeline.records import COMPLETIONS, KEPT, TRAIN, WITHHELD, Row, make_id
+from pipeline.stages import assemble
+
+HELD_OUT = "In the story of the talking hat, which officer drops the lamp into the river before noon?"
+
+
+def row(prompt: str, text: str | None, sample: int = 0, agreement: float | None = 1.0, finish: str = "stop") -> Row:
+    values: Row = dict.fromkeys(KEPT.names)
+    return values | {
+        "id": make_id(prompt, sample), "prompt_id": make_id(prompt), "sample": sample, "text": text,
+        "messages": [{"role": "user", "content": prompt}], "finish_reason": finish, "teacher": "t", "provider": "local",
+        "agreement": agreement,
+    }  # fmt: skip
+
+
+WORDS = [a + b for a in "bdfgklmnprst" for b in ("ara", "eli", "iko", "oru", "uma")]
+
+
+def ordinary(count: int, samples: int = 1) -> list[Row]:
+    """Rows on prompts that are not like each other."""
+    prompts = [
+        " ".join(WORDS[(n * 7 + at * (n % 11 + 1)) % len(WORDS)] for at in range(9)) + f" {n}?" for n in range(count)
+    ]
+    return [row(prompt, f"Answer {n}", sample) for n, prompt in enumerate(prompts) for sample in range(samples)]
+
+
+class Case:
+    """A folder with tables and held-out questions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.questions = folder / "held_out.jsonl"
+        self.questions.write_text(json.dumps({"prompt": HELD_OUT, "id": "q1"}) + "\n")
+
+    def recipe(self, seed: int = 0, baselines: bool = False, limit: int | None = None, **section: Any) -> Recipe:
+        return Recipe.model_validate(
+            {
+                "domain": "none",
+                "seed": seed,
+                "collect": {"teachers": [{"provider": "local", "model": "none"}]},
+                "assemble": section,
+                "train": {"baselines": ["random_subset"] if baselines else []},
+                "evaluate": {"questions": str(self.questions), "limit": limit},
+            }
+        )
+
+    def run(self, kept: list[Row], completions: list[Row] | None = None, **options: Any) -> dict[str, Any]:
+        for name, schema, rows in (("kept", KEPT, kept), ("completions", COMPLETIONS, completions or kept)):
+            table = sorted(({k: r[k] for k in schema.names} for r in rows), key=lambda r: r["id"])
+            artifacts.write_table(self.folder / f"{name}.parquet", schema, table)
+        inputs = {name: self.folder / f"{name}.parquet" for name in ("kept", "completions")}
+        out = self.folder / "out"
+        out.mkdir(exist_ok=True)
+        counts = assemble.run(self.recipe(**options), inputs, out)
+        assert counts["rows_in"] == len(kept) == sum(counts["outcomes"].values())
+        assert sum(counts["reasons"].values()) == counts["outcomes"]["withheld"]
+        ids = [name for table in ("train", "validation", "withheld") for name in self.table(table).id]
+        assert sorted(ids) == sorted(r["id"] for r in kept)
+        return counts
+
+    def table(self, name: str) -> pd.DataFrame:
+        table = pd.read_parquet(self.folder / "out" / f"{name}.parquet")
+        assert table.id.is_monotonic_increasing
+        return table
+
+    def prompts(self, name: str) -> set[str]:
+        return {metadata["prompt_id"] for metadata in self.table(name).metadata}
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def test_rows_in_the_conversational_form(case: Case) -> None:
+    case.run(ordinary(3), validation_fraction=0.0)
+    table = pq.read_table(case.folder / "out/train.parquet")
+    assert table.schema == TRAIN
+    found = {r["id"]: r for r in table.to_pylist()}
+    for r in ordinary(3):
+        assert found[r["id"]] == {
+            "id": r["id"],
+            "prompt": r["messages"],
+            "completion": [{"role": "assistant", "content": r["text"]}],
+            "metadata": {"prompt_id": r["prompt_id"], "teacher": "t", "agreement": 1.0},
+        }
+    assert pq.read_schema(case.folder / "out/withheld.parquet") == WITHHELD
+    assert not (case.folder / "out/random_subset.parquet").exists()
+
+
+def test_held_out_questions_are_withheld_with_the_question_they_repeat(case: Case) -> None:
+    exact, embedded = row(HELD_OUT.upper(), "Sulu"), row(f"Listen: {HELD_OUT} Be brief.", "Sulu")
+    in_answer = row("Ask me a question", f"Here is one: {HELD_OUT}")
+    edited = row(HELD_OUT.replace("officer", "person"), "Sulu")
+    counts = case.run([*ordinary(5), exact, embedded, in_answer, edited], validation_fraction=0.0)
+    assert counts["reasons"] == {"held_out_exact": 1, "held_out_overlap": 3}
+    withheld = case.table("withheld").set_index("id")
+    assert withheld.loc[exact["id"], "reason"] == "held_out_exact"
+    for other in (embedded, in_answer, edited):
+        assert withheld.loc[other["id"], "reason"] == "held_out_overlap"
+    assert set(withheld.overlaps) == {"q1"}
+    assert case.run([*ordinary(5), edited], overlap=1.0)["reasons"] == {}
+
+
+def test_further_evaluation_sets(case: Case) -> None:
+    sets = [case.folder / "a.jsonl", case.folder / "b.parquet"]
+    rows = ordinary(8)
+    prompts = [r["messages"][0]["content"] for r in rows]
+    sets[0].write_text(
+        "\n".join(
+            json.dumps(r) for r in [{"question": prompts[0]}, {"text": prompts[1], "id": "n"}, {"prompt": prompts[2]}]
+        )
+    )
+    pq.write_table(pa.table({"question": [prompts[3]], "answer": ["x"]}), sets[1])
+    case.run(rows, evaluations=[str(path) for path in sets], validation_fraction=0.0)
+    assert sorted(case.table("withheld").overlaps) == ["a.jsonl:1", "a.jsonl:3", "b.parquet:1", "n"]
+    assert case.recipe(evaluations=[str(path) for path in sets]).assemble.evaluations == sets
+    assert set(assemble.sources(case.recipe(evaluations=["x"]))) == {"questions", "evaluations.0"}
+    sets[0].write_text('{"query": "?"}')
+    with pytest.raises(RecipeError, match=r"a.jsonl:1: prompt: expected"):
+        case.run(rows, evaluations=[str(sets[0])])
+    sets[0].write_text("")
+    with pytest.raises(UserError, match=r"a.jsonl: has no rows"):
+        case.run(rows, evaluations=[str(sets[0])])
+
+
+def test_best_of_keeps_the_most_agreed_on(case: Case) -> None:
+    rows = [row("One?", "a", 0, 0.5), row("One?", "b", 1, 1.0), row("One?", "c", 2, None), row("Two?", "d")]
+    case.run([*ordinary(4), *rows], best_of=1, validation_fraction=0.0)
+    withheld = case.table("withheld")
+    assert set(withheld.text) == {"a", "c"} and set(withheld.reason) == {"not_best"}
+    assert set(withheld.overlaps) == {rows[1]["id"]}
+    case.run([*ordinary(4), *rows], best_of=2, validation_fraction=0.0)
+    assert set(case.table("withheld").text) == {"c"}
+
+
+def test_the_split_is_by_prompt_and_by_similar_prompts(case: Case) -> None:
+    rows = ordinary(100, samples=2)
+    twins = [row(f"Computer, {r['messages'][0]['content'].upper()}", "x") for r in rows[::2]]
+    case.run([*rows, *twins], best_of=2, validation_fraction=0.2)
+    validation = case.prompts("validation")
+    assert not case.prompts("train") & validation
+    assert 10 <= len(validation) <= 80
+    for r, twin in zip(rows[::2], twins, strict=True):
+        assert (r["prompt_id"] in validation) == (twin["prompt_id"] in validation)
+
+
+def test_the_split_changes_with_the_seed_and_not_with_other_prompts(case: Case) -> None:
+    rows = ordinary(100)
+    case.run(rows, validation_fraction=0.2)
+    first = case.prompts("validation")
+    case.run(rows[:60], validation_fraction=0.2)
+    assert case.prompts("validation") == first & {r["prompt_id"] for r in rows[:60]}
+    case.run(rows, validation_fraction=0.2, seed=1)
+    assert case.prompts("validation") != first
+
+
+@pytest.mark.parametrize("count, fraction, expected", [(2, 0.01, 1), (30, 0.001, 1), (1, 0.5, 0), (10, 0.0, 0)])
+def test_one_validation_prompt_at_least(case: Case, count: int, fraction: float, expected: int) -> None:
+    assert case.run(ordinary(count), validation_fraction=fraction)["outcomes"]["validation"] == expected
+
+
+def test_prompts_that_are_all_alike_are_trained_on(case: Case) -> None:
+    rows = [row(f"{HELD_OUT[:40]} one two three four five six seven eight nine {n}", "x") for n in range(20)]
+    assert case.run(rows, validation_fraction=0.1)["outcomes"] == {"train": 20, "validation": 0, "withheld": 0}
+
+
+def test_the_random_subset(case: Case) -> None:
+    everything = ordinary(200, samples=2)
+    kept = everything[:150]
+    bad = [row(HELD_OUT, "Sulu"), row("Cut?", "x", finish="error"), row("Null?", None, finish="stop")]
+    twins = [row(f"Computer, {r['messages'][0]['content']}", "x") for r in kept[::2]]
+    counts = case.run(kept, [*everything, *twins, *bad], baselines=True, best_of=2, validation_fraction=0.1)
+    subset = case.table("random_subset")
+    assert len(subset) == counts["outcomes"]["train"]
+    assert pq.read_schema(case.folder / "out/random_subset.parquet") == TRAIN
+    drawn, validation = case.prompts("random_subset"), case.prompts("validation")
+    assert not drawn & {r["prompt_id"] for r in bad}
+    assert drawn - {r["prompt_id"] for r in kept}  # of all completions, not of the kept ones
+    assert not drawn & validation
+    for r, twin in zip(kept[::2], twins, strict=True):
+        assert r["prompt_id"] not in validation or twin["prompt_id"] not in drawn
+    first = subset.id.tolist()
+    case.run(kept, [*everything, *twins, *bad], baselines=True, best_of=2, validation_fraction=0.1, seed=7)
+    assert case.table("random_subset").id.tolist() != first
+
+
+def test_too_few_completions_for_the_random_subset_are_noted(case: Case) -> None:
+    counts = case.run(ordinary(10), ordinary(4), baselines=True, validation_fraction=0.0)
+    assert len(case.table("random_subset")) == 4
+    assert counts["note"] == "only 4 completions for the random subset of 10"
+
+
+def test_nothing_left_says_why_and_what_to_change(case: Case) -> None:
+    with pytest.raises(UserError, match=r"of 1 rows held_out_exact 1, validation 0. The prompts repeat the held-out"):
+        case.run([row(HELD_OUT, "Sulu")])
+
+
+def test_without_held_out_questions_it_says_so(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case.folder)
+    recipe = case.recipe()
+    bare = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"questions": None})})
+    monkeypatch.setattr(case, "recipe", lambda **_: bare)
+    assert "no held-out questions" in case.run(ordinary(3))["note"]
+
+
+def test_the_same_bytes_again(case: Case) -> None:
+    case.run(ordinary(50, 3), baselines=True, best_of=2, validation_fraction=0.1)
+    first = {path.name: path.read_bytes() for path in (case.folder / "out").iterdir()}
+    case.run(list(reversed(ordinary(50, 3))), baselines=True, best_of=2, validation_fraction=0.1)
+    assert first == {path.name: path.read_bytes() for path in (case.folder / "out").iterdir()}
+    assert len(first) == 4

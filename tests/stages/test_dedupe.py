@@ -1,0 +1,227 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import artifacts, near
+from pipeline.errors import RecipeError, UserError
+from pipeline.recipe import Recipe
+from pipeline.records import DUPLICATES, KEPT, Row
+from pipeline.stages import dedupe
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+
+
+def recipe(**section: Any) -> Recipe:
+    teacher = {"provider": "local", "model": "none"}
+    return Recipe.model_validate({"domain": "d", "collect": {"teachers": [teacher]}, "dedupe": section})
+
+
+def row(number: int, prompt: str, text: str | None, agreement: float | None = 1.0) -> Row:
+    values: Row = dict.fromkeys(KEPT.names)
+    turns = [{"role": "user", "content": prompt}]
+    return values | {
+        "id": f"{number:06}", "prompt_id": prompt[:20], "sample": 0, "messages": turns, "text": text,
+        "finish_reason": "stop", "teacher": "t", "provider": "local", "agreement": agreement,
+    }  # fmt: skip
+
+
+def run(folder: Path, rows: list[Row], **section: Any) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    artifacts.write_table(folder / "input.parquet", KEPT, rows)
+    counts = dedupe.run(recipe(**section), {"kept": folder / "input.parquet"}, folder)
+    kept, dropped = (pd.read_parquet(folder / f"{name}.parquet") for name in ("kept", "duplicates"))
+    assert counts["rows_in"] == len(rows) == len(kept) + len(dropped)
+    assert sorted([*kept.id, *dropped.id]) == [r["id"] for r in rows]
+    assert set(dropped.duplicate_of) <= set(kept.id) or "against" in section
+    return counts, kept, dropped
+
+
+def test_exact_copies_keep_the_most_agreed_on_then_the_first(tmp_path: Path) -> None:
+    rows = [row(0, "Who?", "Spock", 0.5), row(1, "who?", " spock ", 0.75), row(2, "Who?", "Spock", 0.75)]
+    counts, kept, dropped = run(tmp_path, [*rows, row(3, "Who?", "Kirk", None)])
+    assert kept.id.tolist() == ["000001", "000003"]
+    assert dropped.duplicate_of.tolist() == ["000001"] * 2
+    assert dropped.reason.tolist() == ["exact"] * 2 and dropped.similarity.tolist() == [1.0] * 2
+    assert counts == {"rows_in": 4, "outcomes": {"kept": 2, "duplicate": 2}, "reasons": {"exact": 2, "near": 0}}
+    assert pq.read_schema(tmp_path / "duplicates.parquet") == DUPLICATES
+    assert pq.read_schema(tmp_path / "kept.parquet") == KEPT
+
+
+def test_near_copies_name_the_row_they_repeat_and_how_similar_it_is(tmp_path: Path) -> None:
+    words = LONG.split()
+    rows = [row(0, "Count", LONG), row(1, "Count", " ".join([*words, "eighteen"])), row(2, "Count", "a b c d e f g")]
+    _, kept, dropped = run(tmp_path, rows, on="completion")
+    assert kept.id.tolist() == ["000000", "000002"]
+    assert dropped.reason.tolist() == ["near"]
+    assert dropped.similarity.tolist() == [13 / 14]
+
+
+def test_short_answers_compare_exactly(tmp_path: Path) -> None:
+    question = f"{LONG}: which comes last?"
+    rows = [row(0, question, "Spock"), row(1, question, "Kirk"), row(2, f"{LONG}: which comes first?", "Kirk")]
+    assert (
+        len(run(tmp_path, rows, near={"threshold": 0.5})[1]) == 2
+    )  # 1 and 2: the questions nearly agree, so do the answers
+    rows = [row(0, "Who is captain?", "Kirk"), row(1, "Who is in command?", "Kirk")]
+    assert len(run(tmp_path, rows)[1]) == 2
+    assert len(run(tmp_path, rows, on="completion")[1]) == 1
+    rows = [row(0, "Who is captain?", "Kirk"), row(1, "Who is captain?", "James Kirk")]
+    assert len(run(tmp_path, rows)[1]) == 2
+    assert len(run(tmp_path, rows, on="prompt")[1]) == 1
+
+
+def test_two_questions_about_one_long_passage_are_not_the_same(tmp_path: Path) -> None:
+    passage = " ".join(f"w{n}" for n in range(300))
+    rows = [
+        row(0, f"{passage} What is first?", "It is the word that everything in the passage begins with."),
+        row(1, f"{passage} What is last?", "One has to read to the very end before finding this one out."),
+    ]
+    assert len(run(tmp_path, rows)[1]) == 2
+
+
+def test_parts_do_not_run_into_each_other(tmp_path: Path) -> None:
+    assert len(run(tmp_path, [row(0, "a b", "c"), row(1, "a", "b c")])[1]) == 2
+
+
+def test_an_exact_copy_of_a_row_that_is_dropped_names_the_row_that_is_kept(tmp_path: Path) -> None:
+    changed = LONG.replace("seventeen", "17")
+    rows = [row(0, "Count", LONG, 1.0), row(1, "Count", changed, 0.9), row(2, "Count", changed, 0.8)]
+    counts, kept, dropped = run(tmp_path, rows, on="completion")
+    assert kept.id.tolist() == ["000000"]
+    assert dropped.duplicate_of.tolist() == ["000000"] * 2
+    assert dropped.similarity.tolist() == [12 / 14] * 2
+    assert counts["reasons"] == {"exact": 0, "near": 2}
+
+
+def test_what_is_switched_off_is_not_looked_for(tmp_path: Path) -> None:
+    rows = [row(0, "Count", LONG), row(1, "Count", LONG), row(2, "Count", f"{LONG} 18")]
+    assert len(run(tmp_path, rows, on="completion", near=None)[1]) == 2
+    assert len(run(tmp_path, rows, on="completion", exact=False)[1]) == 1
+    assert len(run(tmp_path, rows, on="completion", exact=False, near=None)[1]) == 3
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return {tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))}
+
+
+@st.composite
+def families(draw: st.DrawFn) -> list[tuple[str, float]]:
+    """Texts and what they were made from, changed a little, in any order of agreement."""
+    word = st.sampled_from([f"w{n}" for n in range(12)])
+    found: list[list[str]] = []
+    for _ in range(draw(st.integers(1, 12))):
+        if found and draw(st.booleans()):
+            words = list(draw(st.sampled_from(found)))
+            for _ in range(draw(st.integers(0, 2))):
+                if words:
+                    words[draw(st.integers(0, len(words) - 1))] = draw(word)
+        else:
+            words = draw(st.lists(word, max_size=40))
+        found.append(words)
+    return [(" ".join(words), draw(st.sampled_from([0.5, 1.0]))) for words in found]
+
+
+# Not at random: the chance that two texts exactly at the threshold meet in no bucket is 0.2 %, by design.
+@settings(
+    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(families())
+def test_against_brute_force(tmp_path: Path, texts: list[tuple[str, float]]) -> None:
+    rows = [row(n, "p", text, agreement) for n, (text, agreement) in enumerate(texts)]
+    _, kept, dropped = run(tmp_path, rows, on="completion")
+    sets = {r["id"]: shingles(r["text"]) for r in rows}
+    best = {r["id"]: (-r["agreement"], r["id"]) for r in rows}
+
+    def similarity(a: str, b: str) -> float:
+        return len(sets[a] & sets[b]) / len(sets[a] | sets[b])
+
+    for name, of, said in zip(dropped.id, dropped.duplicate_of, dropped.similarity, strict=True):
+        assert said == pytest.approx(similarity(name, of)) and said >= 0.8
+        assert best[of] < best[name]
+    for a in kept.id:
+        assert all(similarity(a, b) < 0.8 for b in kept.id if b != a)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> list[Row]:
+    """A few thousand rows with copies, edited copies and short texts."""
+    rows = []
+    for n in range(3000):
+        words = [f"v{(n * 7919 + at * 104729) % 4001}" for at in range(n % 50)]
+        rows.append(row(2 * n, f"Question {n % 40}?", " ".join(words), n % 3 / 2))
+        words[n % 7 : n % 7 + 1] = ["changed"] if n % 2 else words[n % 7 : n % 7 + 1]
+        rows.append(row(2 * n + 1, f"Question {n % 40}?", " ".join(words), n % 2 / 2))
+    return rows
+
+
+@pytest.mark.parametrize("on", ["pair", "completion"])
+def test_compiled_code_and_small_shares_give_the_same_bytes(
+    tmp_path: Path, family: list[Row], on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, family, on=on)
+    first = [(tmp_path / name).read_bytes() for name in ("kept.parquet", "duplicates.parquet")]
+    monkeypatch.setattr(near, "COMPILE_BYTES", 0)
+    monkeypatch.setattr(dedupe, "SHINGLES_AT_ONCE", 1000)
+    run(tmp_path, family, on=on)
+    assert first == [(tmp_path / name).read_bytes() for name in ("kept.parquet", "duplicates.parquet")]
+
+
+def test_against_a_data_set_that_exists_already(tmp_path: Path) -> None:
+    old = [
+        {"prompt": "Count", "completion": LONG, "id": "old"},
+        {"prompt": "Count", "completion": f"{LONG} eighteen"},  # repeats the first, and is there nevertheless
+        {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Kirk"}]},
+        {"prompt": [{"role": "user", "content": "Who?"}], "completion": [{"role": "assistant", "content": "Uhura"}]},
+    ]
+    path = tmp_path / "old.jsonl"
+    path.write_text("\n".join(map(json.dumps, old)))
+    rows = [
+        row(0, "Count", LONG), row(1, "Who?", "kirk"), row(2, "Who?", "Spock"), row(3, "Who?", "Uhura"),
+        row(4, "Count", f"{LONG} eighteen nineteen twenty 21 22"),
+    ]  # fmt: skip
+    _, kept, dropped = run(tmp_path, rows, against=path)
+    assert kept.id.tolist() == ["000002"]
+    assert dropped.duplicate_of.tolist() == ["old", "old.jsonl:3", "old.jsonl:4", "old.jsonl:2"]
+    assert dropped.reason.tolist() == ["exact", "exact", "exact", "near"]
+    # A table of another run, and a trainer's Parquet.
+    artifacts.write_table(tmp_path / "run.parquet", KEPT, rows)
+    assert len(run(tmp_path, rows, against=tmp_path / "run.parquet")[1]) == 0
+    pa_rows = [{"prompt": "Who?", "completion": "Spock"}]
+    pq.write_table(pa.Table.from_pylist(pa_rows), tmp_path / "plain.parquet")
+    assert run(tmp_path, rows, against=tmp_path / "plain.parquet")[2].id.tolist().count("000002") == 1
+    assert dedupe.sources(recipe(against=path)) == {"against": path}
+
+    path.write_text('{"prompt": "Who?"}\n')
+    with pytest.raises(RecipeError, match=r"old.jsonl:1: completion: expected a text"):
+        run(tmp_path, rows, against=path)
+
+
+def test_broken_utf8_and_one_huge_row_are_rows_like_others(tmp_path: Path) -> None:
+    rows = [row(0, "p", "x" * 10_000_000), row(1, "p", "x" * 10_000_000), row(2, "p", "text")]
+    artifacts.write_table(tmp_path / "input.parquet", KEPT, rows)
+    table = pq.read_table(tmp_path / "input.parquet")
+    broken = pa.StringArray.from_buffers(3, *pa.array([b"\xff\xfe a", b"\xff\xfe A", b"\xff a"]).buffers()[1:])
+    pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", broken), tmp_path / "broken.parquet")
+    assert len(run(tmp_path, rows)[1]) == 2
+    counts = dedupe.run(recipe(), {"kept": tmp_path / "broken.parquet"}, tmp_path)
+    assert counts["outcomes"] == {"kept": 2, "duplicate": 1}
+
+
+def test_bad_tables_get_a_clear_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="row 000001: messages or text is null"):
+        run(tmp_path, [row(0, "p", "a"), row(1, "p", None)])
+    nobody = row(1, "p", "a") | {"messages": None}
+    with pytest.raises(UserError, match="row 000001: messages or text is null"):
+        run(tmp_path, [row(0, "p", "a"), nobody])
+    with pytest.raises(UserError, match="has no rows"):
+        run(tmp_path, [])
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "thin.parquet")
+    with pytest.raises(UserError, match="has no column 'prompt_id'"):
+        dedupe.run(recipe(), {"kept": tmp_path / "thin.parquet"}, tmp_path)

@@ -1,0 +1,179 @@
+import string
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import near, near_compiled, overlap
+
+# Little variety, so that words, cases, spaces and scripts collide; then anything at all, broken UTF-8 included.
+ALPHABET = "abAB \t\n\u00a0\u2003.\x1eéÉ\u03c3\u03c2\u03a3İ日本ไ\U0001f600\U00020000\x00"
+texts = st.lists(st.text(ALPHABET, max_size=30) | st.text(max_size=30), max_size=8)
+raw = st.lists(st.binary(max_size=12) | st.text(max_size=8).map(str.encode), max_size=8)
+
+
+def arrow(values: list[bytes]) -> pa.Array:
+    """A string array of any bytes, as a careless writer may have made it."""
+    offsets = np.append(0, np.cumsum([len(value) for value in values])).astype(np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(values)))
+
+
+def words_of(text: str) -> list[str]:
+    """The definition of a word, written plainly."""
+    spaced = ""
+    for character in text:
+        lower = character.lower()
+        folded = {"\u03c2": "\u03c3", "\x00": " "}.get(lower, lower if len(lower) == 1 else character)
+        alone = folded == near.PART or any(first <= ord(folded) <= last for first, last in near._UNSPACED)
+        spaced += f" {folded.replace(near.PART, '|PART|')} " if alone else folded
+    return spaced.split()
+
+
+def shingles_of(text: str) -> set[tuple[str, ...]]:
+    words = words_of(text)
+    return {tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))}
+
+
+@given(texts)
+def test_words_and_fingerprints_are_those_of_the_definition(values: list[str]) -> None:
+    found = near.sketch(pa.array(values, pa.string()), near.Scheme(2, 3))
+    expected = [words_of(value) for value in values]
+    assert found.words.tolist() == [len(words) for words in expected]
+    prints = [tuple(pair) for pair in found.fingerprints.tolist()]
+    for i in range(len(values)):
+        for j in range(i):
+            assert (prints[i] == prints[j]) == (expected[i] == expected[j])
+
+
+@given(texts)
+def test_shingle_sets_have_the_sizes_and_overlaps_of_the_definition(values: list[str]) -> None:
+    values = [f"{value} one two three four {value}" for value in values]
+    sets = near.shingle_sets(pa.array(values, pa.string()))
+    found = [set(sets.values[a:b].tolist()) for a, b in zip(sets.starts[:-1], sets.starts[1:], strict=True)]
+    expected = [shingles_of(value) for value in values]
+    for i in range(len(values)):
+        assert len(found[i]) == len(expected[i])
+        for j in range(i):
+            assert len(found[i] & found[j]) == len(expected[i] & expected[j])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_first() -> None:
+    """Before hypothesis looks at the clock."""
+    for table in (near.word_table(), *overlap._tables()):
+        near_compiled.shingle_sets(pa.array(["a"]), table, 3)
+    near_compiled.sketch(pa.array(["a"]), near.Scheme(2, 3))
+
+
+@settings(deadline=None)
+@given(raw, st.integers(1, 6))
+def test_compiled_code_gives_the_same(values: list[bytes], size: int) -> None:
+    array = arrow(values)
+    cut = near.scheme(0.8)
+    for plain, compiled in zip(near.sketch(array, cut), near_compiled.sketch(array, cut), strict=True):
+        assert np.array_equal(plain, compiled)
+    for table in (near.word_table(), *overlap._tables()):
+        for plain, compiled in zip(
+            near.shingle_sets(array, table, size), near_compiled.shingle_sets(array, table, size), strict=True
+        ):
+            assert np.array_equal(plain, compiled)
+
+
+def test_compiled_code_reads_slices_and_large_strings_and_long_words() -> None:
+    values = ["first one", "b" * 100_000, "", "ü " * 5000, *string.printable] * 3
+    array = pa.array(values)
+    cut = near.scheme(0.8)
+    for part in (array[3:200], array.cast(pa.large_string()), array[:0]):
+        for plain, compiled in zip(near.sketch(part, cut), near_compiled.sketch(part, cut), strict=True):
+            assert np.array_equal(plain, compiled)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple:
+    """Sets, who meets whom, and an order."""
+    count = draw(st.integers(1, 9))
+    sets = [draw(st.sets(st.integers(0, 7), min_size=1)) for _ in range(count)]
+    rows = st.lists(st.integers(0, count - 1), min_size=2, unique=True).map(sorted) if count > 1 else st.nothing()
+    buckets = draw(st.lists(rows, max_size=6)) if count > 1 else []
+    order = draw(st.permutations(range(count)))
+    return sets, buckets, order, draw(st.integers(0, count)), draw(st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+
+
+def csr(parts: list) -> tuple[np.ndarray, np.ndarray]:
+    flat = np.array([value for part in parts for value in sorted(part)], np.int64)
+    return flat, np.append(0, np.cumsum([len(part) for part in parts])).astype(np.int64)
+
+
+@settings(deadline=None, max_examples=200)
+@given(problems())
+def test_choose_is_the_greedy_choice(problem: tuple) -> None:
+    sets, buckets, order, fixed, threshold = problem
+    members, starts = csr(buckets)
+    values, bounds = csr(sets)
+    none = np.empty(0, np.int64)
+    arguments = (
+        np.array(order), fixed, members, starts,
+        values.astype(np.uint64), bounds, none.astype(np.uint64), none, threshold,
+    )  # fmt: skip
+    leader, similarity = near.loop(near.choose, False, *arguments)
+
+    kept: list[int] = []
+    for rank, row in enumerate(order):
+        met = [other for other in kept if any(row in bucket and other in bucket for bucket in buckets)]
+        scored = [(len(sets[row] & sets[other]) / len(sets[row] | sets[other]), other) for other in met]
+        similar = [(score, -order.index(other)) for score, other in scored if score >= threshold]
+        if similar and rank >= fixed:
+            best, place = max(similar)
+            assert (leader[row], similarity[row]) == (order[-place], pytest.approx(best))
+        else:
+            assert leader[row] == -1
+            kept.append(row)
+    for plain, compiled in zip((leader, similarity), near.loop(near.choose, True, *arguments), strict=True):
+        assert plain.tolist() == compiled.tolist()
+
+
+@settings(deadline=None, max_examples=200)
+@given(problems())
+def test_connect_and_components_follow_chains(problem: tuple) -> None:
+    sets, buckets, _, _, threshold = problem
+    members, starts = csr(buckets)
+    values, bounds = csr(sets)
+    met = {(a, b) for bucket in buckets for a in bucket for b in bucket}
+    similar = {(a, b) for a, b in met if len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= threshold}
+    for links, function, more in (
+        (met, near.components, ()),
+        (similar, near.connect, (values.astype(np.uint64), bounds, threshold)),
+    ):
+        expected = list(range(len(sets)))
+        for _ in sets:
+            for a, b in links:
+                expected[a] = expected[b] = min(expected[a], expected[b])
+        for compiled in (False, True):
+            (found,) = near.loop(function, compiled, len(sets), members, starts, *more)
+            assert found.tolist() == expected
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_buckets_are_the_groups_of_equal_keys(keys: list[list[int]]) -> None:
+    alive = np.array([0, 1, 2, 4, 5])
+    members, starts = near.buckets(np.array(keys, np.uint32), alive)
+    found = sorted(members[a:b].tolist() for a, b in zip(starts[:-1], starts[1:], strict=True))
+    expected = [[row for row in alive.tolist() if band[row] == key] for band in keys for key in set(band)]
+    assert found == sorted(group for group in expected if len(group) > 1)
+
+
+def test_scheme_catches_pairs_at_the_threshold() -> None:
+    for threshold in (0.3, 0.5, 0.7, 0.8, 0.9, 0.99):
+        bands, rows = near.scheme(threshold)
+        assert bands * rows <= near.PERMUTATIONS
+        assert 1 - (1 - threshold**rows) ** bands >= 0.998
+    assert near.scheme(0.8) == (21, 6)
+
+
+def test_similar_groups_follow_chains_and_equal_texts() -> None:
+    words = [f"w{n}" for n in range(60)]
+    chain = [" ".join(words[at : at + 30]) for at in range(0, 9, 3)]  # neighbours share 23 of 29 shingles
+    group = near.similar_groups(pa.array([*chain, "other", chain[1].upper(), "Other", "third"]), 0.7)
+    assert group.tolist() == [0, 0, 0, 3, 0, 3, 6]

@@ -1,0 +1,129 @@
+import random
+import re
+
+import pyarrow as pa
+import pytest
+
+from pipeline import near, overlap
+from pipeline.overlap import Hit, Item
+
+LONG = "In the episode with the talking hat, which officer drops the lamp into the river before noon?"
+SHORT = "Who painted the shuttle?"
+
+
+def find(items: list[Item | str], *texts: str, share: float = 0.75) -> list[Hit]:
+    items = [item if isinstance(item, Item) else Item(str(n), item) for n, item in enumerate(items)]
+    return overlap.find(overlap.index(items, share), pa.array(texts))
+
+
+@pytest.mark.parametrize(
+    "text, exact",
+    [
+        (LONG, True),
+        (LONG.upper().replace(",", " --"), True),
+        (f"Answer me.{near.PART}{LONG}{near.PART}Spock", True),
+        (f"A question for the quiz night we hold on Fridays: {LONG} Give a name and nothing else.", False),
+        (LONG.replace("officer", "person"), False),
+        (LONG.replace("officer", "person").replace("river", "sea").replace("lamp", "key"), False),
+        (LONG.replace("before noon", ""), False),
+        (f"Yes. {near.PART} You may well ask: {LONG.lower()}", False),
+    ],
+)
+def test_a_long_question_whole_embedded_and_edited(text: str, exact: bool) -> None:
+    assert find([LONG], "something else entirely", text) == [Hit(1, 0, exact)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which officer drops the lamp into the sink?",
+        "In the episode with the talking hat, what is the name of the planet that the ship flies to?",
+        "noon before river the into lamp the drops officer which hat talking the with episode the In",
+        "",
+    ],
+)
+def test_what_shares_some_words_with_it_is_another_question(text: str) -> None:
+    assert find([LONG], text) == []
+
+
+def test_other_numbers_are_still_a_copy_of_a_long_question() -> None:
+    item = "A freighter carries 120 crates and unloads 45 of them at Station 7; how many crates are left on board?"
+    assert find([item], item.replace("120", "3,450").replace("45", "9")) == [Hit(0, 0, False)]
+
+
+def test_runs_of_numbers_prove_nothing() -> None:
+    numbers = "1 2 3 4 5 6 7 8 9 10 11 12"
+    item = f"Which number comes next in the sequence {numbers} if the pattern is kept up?"
+    assert find([item], f"Please count: {numbers}", "7 14 21 28 35 42 49 56 63 70 77 84") == []
+    assert find([f"Next: {numbers}"], f"Next: {numbers}", "Next: 2 4 6 8 10 12 14 16 18 20 22 24") == [Hit(0, 0, True)]
+
+
+def test_stock_phrases_prove_nothing() -> None:
+    items = [f"Which of the following is the best description of the word {word}?" for word in "abcdefgh"]
+    assert find(items, "Which of the following is the best description of the word z?") == []
+    assert find(items, items[3].replace("best", "right")) == [Hit(0, 3, False)]
+
+
+def test_a_long_subject_in_common_proves_nothing() -> None:
+    title = "For the World Is Hollow and I Have Touched the Sky"
+    item = Item("q", f'What is the stardate of "{title}"?', title)
+    assert find([item], f'On which date does "{title}" begin?', f'Who directed the episode "{title}"?') == []
+    assert find([item], f'Say, what is the stardate of "{title}"?', item.text.replace("the", "a", 1)) == [
+        Hit(0, 0, False), Hit(1, 0, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [SHORT, "who painted the shuttle", f"Computer, {SHORT}", f"Hello!\n{SHORT}\nThanks"])
+def test_a_short_question_as_a_clause(text: str) -> None:
+    assert [hit.item for hit in find([SHORT], text)] == [0]
+
+
+@pytest.mark.parametrize(
+    "text", ["Who painted the shuttle's door?", "Tell me who painted the shuttle bay", "Who painted"]
+)
+def test_a_short_question_within_a_clause_is_another_one(text: str) -> None:
+    assert find([SHORT], text) == []
+
+
+def test_a_very_short_question_only_as_a_whole_message() -> None:
+    assert find(["Who is Q?"], f"who is q{near.PART}Nobody", "Hello! Who is Q? Tell me.") == [Hit(0, 0, True)]
+    assert find(["What is 2 + 3?"], "What is 2 + 4?", "What is 2 + 3?") == [Hit(1, 0, True)]
+
+
+def test_scripts_without_spaces_and_combining_marks() -> None:
+    item = "宇宙船の船長は誰ですか"
+    assert find([item], item, "今日の料理は魚でしたね") == [Hit(0, 0, True)]
+    hindi = "जहाज का कप्तान कौन है"
+    assert find([hindi], hindi + "?") == [Hit(0, 0, True)]
+
+
+def test_nothing_held_out_and_empty_items() -> None:
+    assert find([], "anything") == []
+    assert find(["", "?!"], "anything", "", "?!") == []
+
+
+def test_of_several_the_whole_one_then_the_longest_is_named() -> None:
+    longer = f"{LONG} And who picks it up again?"
+    assert find([LONG, longer], f"So: {longer}") == [Hit(0, 1, False)]
+    assert find([longer, LONG], LONG) == [Hit(0, 1, True)]
+
+
+def test_recall_and_false_alarms() -> None:
+    """A small edition of benchmarks/decontaminate.py."""
+    draw = random.Random(3)
+    words = [f"word{n}" for n in range(3000)]
+    items = [" ".join(draw.choices(words, k=draw.randint(10, 60))) for _ in range(200)]
+    found = overlap.index([Item(str(n), item) for n, item in enumerate(items)], 0.75)
+
+    def edited(item: str, share: float) -> str:
+        changed = item.split()
+        for at in draw.sample(range(len(changed)), round(share * len(changed))):
+            changed[at] = draw.choice(words)
+        return " ".join(changed)
+
+    for share, least in ((0.0, 200), (0.1, 195), (0.2, 170)):
+        hits = overlap.find(found, pa.array([f"{draw.choice(words)} {edited(item, share)} end" for item in items]))
+        assert sum(hit.row == hit.item for hit in hits) >= least
+    unrelated = [" ".join(draw.choices(words, k=80)) for _ in range(2000)]
+    assert overlap.find(found, pa.array(unrelated)) == []
+    assert all(re.fullmatch(r"word\d+( word\d+)*", item) for item in items)
