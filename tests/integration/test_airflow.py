@@ -41,33 +41,38 @@ def airflow(tmp_path_factory):
     return python, variables
 
 
-def run_dag(airflow, home: Path, conf: dict) -> subprocess.CompletedProcess:
-    """`dag.test()` with these parameters, its stages run in the folder `home`."""
+def run_dag(airflow, data: Path, conf: dict) -> subprocess.CompletedProcess:
+    """`dag.test()` with these parameters; the stages write into the data folder."""
     python, variables = airflow
     return subprocess.run(
         [python, "-c", TEST, ROOT / "dags" / "airflow_distill.py", json.dumps(conf), ",".join(flow.STAGES)],
-        env=variables | {"SEQKD_HOME": str(home)},
-        cwd=home,
+        env=variables | {"SEQKD_HOME": str(data), "SEQKD_DATA": str(data)},
+        cwd=data,
         capture_output=True,
         text=True,
         timeout=900,
     )
 
 
-def test_the_dag_distils_and_a_second_run_repeats_nothing(airflow, tiny):
-    conf = {"recipe": "tiny.yaml", "run": "scheduled", "overrides": ["seed=1"]}
-    done = run_dag(airflow, tiny, conf)
+def test_the_dag_distils_and_a_second_run_repeats_nothing(airflow, quickstart):
+    overrides = ["train.sft.max_steps=60", "evaluate.limit=60"]
+    conf = {"recipe": "quickstart", "run": "scheduled", "overrides": overrides}
+    done = run_dag(airflow, quickstart, conf)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    run = tiny / "data" / "runs" / "scheduled"
+    run = quickstart / "runs" / "scheduled"
     manifests = {stage: flow.read_manifest(run, stage) for stage in flow.STAGES}
-    assert manifests["collect"]["basis"]["recipe"]["seed"] == 1
+    assert manifests["train"]["basis"]["recipe"]["train"]["sft"]["max_steps"] == 60
+    # Another run of the same questions: every answer was in the store.
+    first = flow.read_manifest(quickstart / "runs" / "quickstart", "collect")
+    assert manifests["collect"]["counts"]["usage"]["requests_sent"] == 0
+    assert manifests["collect"]["files"] == first["files"]
     assert (run / "evaluate" / "report.html").is_file()
-    again = run_dag(airflow, tiny, conf)
+    again = run_dag(airflow, quickstart, conf)
     assert again.returncode == 0, again.stdout[-4000:]
     assert {stage: flow.read_manifest(run, stage) for stage in flow.STAGES} == manifests
 
 
-def test_a_stage_that_fails_fails_its_task(airflow, tiny):
-    done = run_dag(airflow, tiny, {"recipe": "tiny.yaml", "run": "bad", "overrides": ["generate.cuont=1"]})
+def test_a_stage_that_fails_fails_its_task(airflow, tmp_path):
+    done = run_dag(airflow, tmp_path, {"recipe": "quickstart", "run": "bad", "overrides": ["generate.cuont=1"]})
     assert done.returncode == 1
     assert "Did you mean 'count'?" in done.stdout + done.stderr

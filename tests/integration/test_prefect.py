@@ -34,12 +34,13 @@ def prefect(tmp_path_factory):
     )
 
 
-def start_flow(prefect, home, run):
+def start_flow(prefect, data, run):
+    """The flow as a process of its own; the stages write into the data folder."""
     python, variables = prefect
     return subprocess.Popen(
-        [python, "-c", TEST, ROOT / "dags", "tiny.yaml", run, "seed=2"],
-        env=variables | {"SEQKD_HOME": str(home)},
-        cwd=home,
+        [python, "-c", TEST, ROOT / "dags", "quickstart", run, "train.sft.max_steps=60", "evaluate.limit=60"],
+        env=variables | {"SEQKD_HOME": str(data), "SEQKD_DATA": str(data)},
+        cwd=data,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,9 +48,9 @@ def start_flow(prefect, home, run):
     )
 
 
-def test_a_killed_flow_run_again_repeats_no_finished_work(prefect, tiny):
-    run = tiny / "data" / "runs" / "monday"
-    first = start_flow(prefect, tiny, "monday")
+def test_a_killed_flow_run_again_repeats_no_finished_work(prefect, quickstart):
+    run = quickstart / "runs" / "monday"
+    first = start_flow(prefect, quickstart, "monday")
     deadline = time.monotonic() + 400
     while flow.read_manifest(run, "filter") is None:
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()[0][-4000:]
@@ -58,9 +59,9 @@ def test_a_killed_flow_run_again_repeats_no_finished_work(prefect, tiny):
     first.wait()
     before = {stage: flow.read_manifest(run, stage) for stage in ("generate", "collect", "filter")}
 
-    second = start_flow(prefect, tiny, "monday")
+    second = start_flow(prefect, quickstart, "monday")
     said = second.communicate(timeout=600)[0]
     assert second.returncode == 0 and "FLOW SUCCEEDED" in said, said[-4000:]
     assert {stage: flow.read_manifest(run, stage) for stage in before} == before
     assert said.count("complete, skipped") >= 3
-    assert flow.read_manifest(run, "evaluate")["basis"]["recipe"]["seed"] == 2
+    assert flow.read_manifest(run, "evaluate")["basis"]["recipe"]["evaluate"]["limit"] == 60

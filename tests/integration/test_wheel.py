@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from environments import ROOT
+from tiny import make_tiny
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def test_the_shipped_recipe_generates_outside_the_checkout(installed, tmp_path):
     assert str(installed) in where.stdout
 
 
-def test_a_users_own_folders_come_first(installed, tiny):
+def test_a_users_own_folders_come_first(installed, tmp_path):
+    tiny = make_tiny(tmp_path)
     done = seqkd(installed, tiny, "generate", "tiny.yaml")
     assert done.returncode == 0, done.stderr
     (tiny / "data" / "star_trek" / "facts").mkdir(parents=True)
