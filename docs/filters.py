@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pipeline import rules
 from pipeline.recipe import Filter
-from pipeline.stages import filter as stage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,8 +34,8 @@ def cases(part: str) -> list[dict[str, Any]]:
 
 def reasons(prompt: str, text: str, finish_reason: str = "stop", config: Filter | None = None) -> list[str]:
     """All reasons that the rules (by default the default ones) find against an answer."""
-    answer, config = stage.look(prompt, text, finish_reason), config or Filter()
-    return [reason for rule in stage.RULES if (reason := rule.check(answer, config))]
+    answer, config = rules.look(prompt, text, finish_reason), config or Filter()
+    return [reason for rule in rules.RULES if (reason := rule.check(answer, config))]
 
 
 def measured(part: str) -> dict[str, tuple[int, int]]:
@@ -66,7 +66,7 @@ def page() -> str:
     """docs/filters.md."""
     defaults = Filter()
     out = [OPENING]
-    for rule in stage.RULES:
+    for rule in rules.RULES:
         out.append(f"## {', '.join(f'`{reason}`' for reason in rule.reasons)}\n")
         out.append(" ".join((rule.check.__doc__ or "").split()) + "\n")
         switches = [f"`filter.{field}` (default: {json.dumps(getattr(defaults, field))})" for field in rule.fields]

@@ -142,7 +142,9 @@ def prompt_messages(path: Path, line: int, row: Row) -> tuple[Message, ...]:
             raise RecipeError(f'{place}: expected {{"role": "user", "content": "..."}}.')
         if message.get("role") not in ROLES:
             raise RecipeError(f"{place}.role: {message.get('role')!r} is not one of {', '.join(ROLES)}.")
-        messages.append({"role": message["role"], "content": message["content"]})
+        # Half a surrogate pair is no character, and no file or tokenizer takes it.
+        text = message["content"].encode("utf-8", "replace").decode()
+        messages.append({"role": message["role"], "content": text})
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
@@ -164,7 +166,7 @@ def _question(path: Path, line: int, row: Row) -> Question:
             answer = str(answer)
         if not isinstance(answer, str) or not answer.strip():
             raise RecipeError(f"{where(path, line, field)}: expected a text that is not empty, found {answer!r}.")
-        answers.append(answer)
+        answers.append(answer.encode("utf-8", "replace").decode())
     texts: dict[str, str] = {}
     for name in ("id", "topic"):
         value = row.get(name)

@@ -120,8 +120,8 @@ class Embedded(Section):
     sft: dict[str, Any] = Field(default_factory=dict)
     """Passed to trl.SFTConfig."""
     copies: int = Field(default=1, ge=1, le=1000)
-    """Differently disturbed copies of each training question. Disturbed questions teach it to lean on the subject and on
-    any of the words that give the relation away, so that unseen wordings do not confuse it."""
+    """Differently disturbed copies of each training question. They teach it to lean on the subject and on any of the
+    words that give the relation away, so that unseen wordings do not confuse it."""
     lead_ins: list[str] | None = None
     """Openings such as "Computer, "; null: those of domain.yaml."""
     lead_in_fraction: float = Field(default=0.0, ge=0, le=1)
@@ -166,7 +166,7 @@ class Teacher(Section):
     weight: float = Field(default=1.0, gt=0)
     """Share of the prompts this teacher answers, relative to the other teachers' weights."""
     base_url: str | list[str] | None = None
-    """Where the provider is asked, null for its own address. Several servers of the same model are used side by side."""
+    """Where the provider is asked, null for its own address. Several servers of one model are used side by side."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the key; null: OPENAI_API_KEY or ANTHROPIC_API_KEY at the provider's own
     address, and no key at any other."""
@@ -306,8 +306,9 @@ class Filter(Section):
     markup: bool = True
     """Reject HTML in running text where the prompt does not ask for it."""
     pii: Literal["off", "flag", "redact", "drop"] = "off"
-    """Personal data (e-mail addresses, telephone, social security, card and account numbers) in prompt or answer: `flag`
-    names its kinds in the column pii, `redact` also replaces it by its kind (<EMAIL>), `drop` rejects the row."""
+    """Personal data (e-mail addresses, telephone, social security, card and account numbers) in prompt or answer:
+    `flag` names its kinds in the column pii, `redact` also replaces it by its kind (<EMAIL>), `drop` rejects the row.
+    Costs three times what the default rules cost together."""
     format: bool = True
     """Reject answers without the form that the prompt asks for: JSON, a list, a number of items, words or sentences."""
     agreement: Agreement | None = None
@@ -412,7 +413,7 @@ class Recipe(Section):
 
     @property
     def writers(self) -> Collect | None:
-        """How generate asks the teachers, null if none of its methods does: collect without what is for answers only."""
+        """How generate asks the teachers: collect without what is for answers only. Null if none of its methods asks."""
         if self.generate.file or not set(self.generate.methods) & set(WRITTEN):
             return None
         system = self.collect.system if "magpie" in self.generate.methods else None

@@ -87,7 +87,7 @@ def _read_columns(path: Path) -> Iterator[tuple[int, Any]]:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{where(path, number or None)}: cannot be read as a data set: {error}.") from None
 
 

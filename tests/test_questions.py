@@ -151,3 +151,10 @@ def test_a_limited_draw_is_even_and_stays(tmp_path: Path) -> None:
     # A larger draw has the smaller one in it.
     assert set(q.id for q in drawn) < set(q.id for q in questions.held_out(recipe("mine", questions=path, limit=40)))
     assert len(questions.held_out(recipe("mine", questions=path, limit=1000))) == 75
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"prompt": "who \\ud800 is", "answer": "x \\udfff"}\n')
+    (question,) = questions.read_questions(path)
+    assert question.prompt == "who ? is" and question.answers == ("x ?",)

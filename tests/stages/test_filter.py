@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifacts
+from pipeline import artifacts, rules
 from pipeline.errors import UserError
 from pipeline.recipe import Agreement, Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
@@ -142,7 +142,7 @@ def test_personal_data_is_flagged_redacted_or_dropped(tmp_path: Path) -> None:
      "1513.1, 1514.2 and 3141.9", "0.1234567890123", "in 1966-1969"],
 )  # fmt: skip
 def test_numbers_that_are_nobodys(text: str) -> None:
-    assert stage.personal_data(text) == []
+    assert rules.personal_data(text) == []
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_numbers_that_are_nobodys(text: str) -> None:
     [("a.b@mail.co.uk", "email"), ("078-05-1120", "ssn"), ("GB29 NWBK 6016 1331 9268 19", "iban"), ("212-867-5309", "phone")],
 )  # fmt: skip
 def test_personal_data(text: str, kind: str) -> None:
-    assert [found[0] for found in stage.personal_data(f"It is {text}.")] == [kind]
+    assert [found[0] for found in rules.personal_data(f"It is {text}.")] == [kind]
 
 
 def test_no_row_left_stops_with_the_counts_and_writes_nothing(tmp_path: Path) -> None:
@@ -196,16 +196,16 @@ def test_the_same_bytes_again_and_over_several_batches(tmp_path: Path, monkeypat
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", stage.RULES, ids=lambda rule: rule.check.__name__)
-def test_a_rules_examples(rule: stage.Rule) -> None:
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.check.__name__)
+def test_a_rules_examples(rule: rules.Rule) -> None:
     assert rule.check(rule.catches, STRICT) in rule.reasons
     # What passes passes every rule.
-    assert [other.check(rule.passes, STRICT) for other in stage.RULES] == [None] * len(stage.RULES)
+    assert [other.check(rule.passes, STRICT) for other in rules.RULES] == [None] * len(rules.RULES)
     assert rule.check.__doc__
 
 
-@pytest.mark.parametrize("rule", stage.RULES, ids=lambda rule: rule.check.__name__)
-def test_a_rule_can_be_turned_off(rule: stage.Rule) -> None:
+@pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.check.__name__)
+def test_a_rule_can_be_turned_off(rule: rules.Rule) -> None:
     off: dict[str, Any] = {"max_chars": 10**9, "min_words": 0, "language": "off", "pii": "off", "agreement": None}
     config = STRICT.model_copy(update={field: off.get(field, False) for field in rule.fields})
     assert (rule.check(rule.catches, config) is None) == bool(rule.fields)
@@ -219,12 +219,12 @@ def masks(rows: list[Row], config: Filter) -> list[int]:
 
 def one_by_one(prompt: str, text: str, finish_reason: str, config: Filter) -> list[str]:
     found = []
-    for rule in stage.RULES:
-        if reason := rule.check(stage.look(prompt, text, finish_reason), config):
+    for rule in rules.RULES:
+        if reason := rule.check(rules.look(prompt, text, finish_reason), config):
             found.append(reason)
             if reason in ("empty", "too_long"):
                 break
-    return list(dict.fromkeys(sorted(found, key=stage.REASONS.index)))
+    return list(dict.fromkeys(sorted(found, key=rules.REASONS.index)))
 
 
 def test_the_hints_leave_nothing_out() -> None:
