@@ -413,7 +413,7 @@ class Recipe(Section):
 
     @property
     def writers(self) -> Collect | None:
-        """How generate asks the teachers: collect without what is for answers only. Null if none of its methods asks."""
+        """How generate asks the teachers: collect without what is for answers only. Null if none of them asks."""
         if self.generate.file or not set(self.generate.methods) & set(WRITTEN):
             return None
         system = self.collect.system if "magpie" in self.generate.methods else None
