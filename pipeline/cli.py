@@ -108,7 +108,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline import flow
+    from pipeline import flow, questions
     from pipeline.stages import collect
 
     _use_data(data)
@@ -118,22 +118,28 @@ def plan(
         stages.add_column(column)
     for stage, state in flow.plan(loaded, folder):
         stages.add_row(stage, state)
-    requests = Table(title="requests", title_justify="left")
-    for column in ("teacher", "provider", "requests", "input tokens", "output tokens at most", "US dollars at most"):
-        requests.add_column(column, justify="left" if column in ("teacher", "provider") else "right")
+    requests = Table(title="requests (tokens and dollars: the most)", title_justify="left")
+    for column in ("teacher", "provider", "requests", "tokens in", "tokens out", "US$"):
+        words = column in ("teacher", "provider")
+        requests.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     for line in collect.estimate(loaded, flow.table_if_complete(folder, "prompts")):
-        usd = "no price in the recipe" if line["usd"] is None else f"{line['usd']:,.2f}"
+        usd = "no price" if line["usd"] is None else f"{line['usd']:,.2f}"
         requests.add_row(
             line["teacher"],
             line["provider"],
             f"{line['requests']:,}",
             f"{line['input_tokens']:,}",
             f"{line['output_tokens']:,}",
-            "0, in process" if line["provider"] == "local" else usd,
+            "0" if line["provider"] == "local" else usd,
         )
     console = Console()
     console.print(stages)
     console.print(requests)
+    if loaded.collect.teachers and loaded.collect.teachers[0].provider != "local":
+        held_out = len(questions.held_out(loaded))
+        console.print(f"evaluate asks the first teacher the {held_out:,} held-out questions too (evaluate.limit).")
+    if loaded.collect.budget_usd:
+        console.print(f"The spend stops before ${loaded.collect.budget_usd:,.2f} (collect.budget_usd).")
 
 
 @app.command()

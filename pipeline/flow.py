@@ -243,11 +243,20 @@ def storage_errors() -> Iterator[None]:
     """Turn what the operating system says of a full or read-only disk into a sentence for the user."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _STORAGE:
-            place = f"{error.filename}: " if error.filename else ""
-            raise StorageError(f"{place}{_STORAGE[error.errno]}. What was complete before is unharmed.") from error
-        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _storage_number(str(error))
+        if number not in _STORAGE:
+            raise
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        raise StorageError(f"{place}{_STORAGE[number]}. What was complete before is unharmed.") from error
+
+
+def _storage_number(message: str) -> int | None:
+    """The operating system's error number in what a library that wraps it says: safetensors, torch."""
+    if "PytorchStreamWriter failed writing" in message:
+        return errno.ENOSPC
+    found = re.search(r"\(os error (\d+)\)", message)
+    return int(found[1]) if found else None
 
 
 def _basis(stage: str, module: ModuleType, recipe: Recipe, run: Path) -> tuple[dict[str, Path], dict[str, Any]]:

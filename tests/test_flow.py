@@ -188,6 +188,15 @@ def test_the_errors_of_the_operating_system_that_a_user_can_mend():
         raise OSError(28, "No space left on device", "x")
     with pytest.raises(OSError, match="nonsense"), flow.storage_errors():
         raise OSError(5, "nonsense")
+    # safetensors and torch say it in words of their own.
+    for wrapped in (
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0",
+    ):
+        with pytest.raises(StorageError, match="the disk is full"), flow.storage_errors():
+            raise RuntimeError(wrapped)
+    with pytest.raises(RuntimeError, match="a defect"), flow.storage_errors():
+        raise RuntimeError("a defect")
 
 
 def test_ctrl_c_is_130_and_resumable(finished, tiny):
