@@ -244,18 +244,19 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else _storage_number(str(error))
+        number = getattr(error, "errno", None) or _storage_number(str(error))
         if number not in _STORAGE:
             raise
-        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        name = getattr(error, "filename", None)
+        place = f"{name}: " if name else ""
         raise StorageError(f"{place}{_STORAGE[number]}. What was complete before is unharmed.") from error
 
 
 def _storage_number(message: str) -> int | None:
-    """The operating system's error number in what a library that wraps it says: safetensors, torch."""
+    """The operating system's error number in what a library that wraps it says: safetensors, torch, shutil."""
     if "PytorchStreamWriter failed writing" in message:
         return errno.ENOSPC
-    found = re.search(r"\(os error (\d+)\)", message)
+    found = re.search(r"(?:os error |\[Errno )(\d+)", message)
     return int(found[1]) if found else None
 
 

@@ -191,6 +191,7 @@ def test_the_errors_of_the_operating_system_that_a_user_can_mend():
     # safetensors and torch say it in words of their own.
     for wrapped in (
         "Error while serializing: I/O error: No space left on device (os error 28)",
+        "[('a', 'b', '[Errno 28] No space left on device: b')]",
         "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0",
     ):
         with pytest.raises(StorageError, match="the disk is full"), flow.storage_errors():
@@ -202,7 +203,9 @@ def test_the_errors_of_the_operating_system_that_a_user_can_mend():
 def test_ctrl_c_is_130_and_resumable(finished, tiny):
     shutil.copytree(finished / "data" / "cache", tiny / "data" / "cache")
     long = command("run", "tiny.yaml", "--set", "train.sft.max_steps=100000")
-    process = subprocess.Popen(long, cwd=tiny, stderr=subprocess.PIPE, text=True)
+    # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(long, cwd=tiny, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     for line in process.stderr:
         if line.startswith("  train student:"):  # the first line of progress: it is in the middle of training
             break

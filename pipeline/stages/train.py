@@ -459,10 +459,19 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     for name in data:
         target = out / "student" if name == "student" else out / "baselines" / name
         target.parent.mkdir(exist_ok=True)
-        shutil.copytree(out / "checkpoints" / name / "model", target)
+        # Linked, not moved: until the stage is published, an interrupted attempt must find them where they were.
+        shutil.copytree(out / "checkpoints" / name / "model", target, copy_function=_link)
         (target / "metrics.jsonl").unlink()
     artifacts.write_text(out / "metrics.jsonl", "\n".join(metrics) + "\n")
     return {"training": summaries, "note": _note(summaries["student"])}
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _note(summary: dict[str, Any]) -> str:
