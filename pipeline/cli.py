@@ -282,6 +282,9 @@ def main(arguments: list[str] | None = None) -> None:
     # OpenMP threads that spin long while they wait starve each other wherever another process runs on the same cores:
     # a training step on two cores took 58 ms alone and 197 ms beside a busy process, with this 62 and 122.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # No telemetry: huggingface_hub's and that of whatever respects this variable.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
     command = typer.main.get_command(app)
     try:
         # Typer catches Ctrl-C itself and, in this mode, returns the exit code.

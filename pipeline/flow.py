@@ -55,6 +55,13 @@ Manifest = dict[str, Any]
 # In a temporary folder, and no part of what is published.
 _SCAFFOLDING = ("checkpoints", ".fingerprint")
 
+# The stages that sort rows: what each reads, and the tables of which every one of its rows is in exactly one.
+_PARTS = {
+    "filter": ("completions", ("kept", "rejected")),
+    "dedupe": ("kept", ("kept", "duplicates")),
+    "assemble": ("kept", ("train", "validation", "withheld")),
+}
+
 # Errors of the operating system that the user, not we, can do something about.
 _STORAGE = {
     errno.ENOSPC: "the disk is full. Free some space and run the same command again",
@@ -132,6 +139,9 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
     started, clock, cpu = datetime.now(UTC), time.monotonic(), _cpu_seconds()
     counts = module.run(recipe, inputs, out)
     _check_account(stage, counts)
+    if stage in _PARTS:
+        source, parts = _PARTS[stage]
+        _check_ids(stage, inputs[source], [out / f"{part}.parquet" for part in parts])
     manifest = {
         "stage": stage,
         "fingerprint": fingerprint,
@@ -376,6 +386,20 @@ def _check_account(stage: str, counts: dict[str, Any]) -> None:
         raise AccountError(
             f"{stage} read {counts['rows_in']:,} rows and accounts for {sum(counts['outcomes'].values()):,} "
             f"({counts['outcomes']}). This is a defect of seqkd; the stage was not published."
+        )
+
+
+def _check_ids(stage: str, source: Path, parts: list[Path]) -> None:
+    """Every row that was read is in exactly one of the tables written. Raises AccountError if one is not."""
+    import pyarrow as pa
+
+    read = artifacts.read_table(source, ["id"])
+    written = pa.concat_tables([artifacts.read_table(part, ["id"]) for part in parts])
+    if not read.sort_by("id").equals(written.sort_by("id")):
+        lost = sorted(set(read["id"].to_pylist()) ^ set(written["id"].to_pylist()))[:3]
+        raise AccountError(
+            f"{stage} read {read.num_rows:,} rows and wrote {written.num_rows:,}, and they are not the same rows "
+            f"({', '.join(lost) or 'some twice'}). This is a defect of seqkd; the stage was not published."
         )
 
 

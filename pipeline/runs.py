@@ -187,9 +187,10 @@ class Run:
         return manifest is not None and f"{table}.parquet" in manifest["files"]
 
     def account(self) -> dict[str, int]:
-        """asked = failed + rejected + duplicate + withheld + kept, as far as the run has gone, checked by row ids.
+        """asked = failed + rejected + duplicate + withheld + kept, as far as the run has gone. That each row is in
+        exactly one table was checked, by its id, before each stage was published.
 
-        Raises AccountError if the counts or the ids do not add up."""
+        Raises AccountError if the stages' counts do not add up."""
         return flow.account(self.path)
 
 

@@ -145,6 +145,18 @@ def test_lost_rows_fail_the_run():
         flow._check_account("filter", {"rows_in": 10, "outcomes": {"kept": 4, "rejected": 5}})
 
 
+def test_a_row_in_two_tables_or_in_none_fails_the_stage(finished, tmp_path):
+    run = finished / "data/runs/tiny"
+    completions, kept, rejected = (
+        run / "collect/completions.parquet", run / "filter/kept.parquet", run / "filter/rejected.parquet"
+    )  # fmt: skip
+    flow._check_ids("filter", completions, [kept, rejected])
+    with pytest.raises(AccountError, match="not the same rows"):
+        flow._check_ids("filter", completions, [kept, kept])
+    with pytest.raises(AccountError, match="not the same rows"):
+        flow._check_ids("filter", completions, [kept])
+
+
 def test_counts_that_do_not_chain_up_fail_the_account(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished / "data/runs/tiny", run)
