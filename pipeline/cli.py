@@ -168,7 +168,7 @@ def status(run: RunArgument, data: DataOption = None) -> None:
     account = opened.account()
     if account:
         ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
-        console.print(f"{account['asked']:,} asked = {ends}", highlight=False)
+        console.print(f"{account['asked']:,} asked = {ends}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -268,7 +268,7 @@ def _print_result(folder: Path) -> None:
     console.print(terminal_table(opened.scores_json))
     account = opened.account()
     ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
-    console.print(f"{account['asked']:,} asked = {ends}", highlight=False)
+    console.print(f"{account['asked']:,} asked = {ends}", highlight=False, soft_wrap=True)
     seconds = sum(manifest["seconds"] for stage in flow.STAGES if (manifest := flow.read_manifest(folder, stage)))
     console.print(
         f"The stages took {seconds:,.0f} s. Report: {folder / 'evaluate' / 'report.html'}",

@@ -163,12 +163,10 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
 def outcomes(manifest: Manifest) -> str:
     """What became of a stage's rows, in words: `1,200 kept, 300 rejected (agreement 290, cut_off 10)`."""
     counts = manifest["counts"]
-    text = ", ".join(f"{rows:,} {place}" for place, rows in counts.get("outcomes", {}).items()) or "done"
+    text = ", ".join(f"{rows:,} {place}" for place, rows in counts.get("outcomes", {}).items())
     if counts.get("reasons"):
         text += " (" + ", ".join(f"{reason} {rows:,}" for reason, rows in sorted(counts["reasons"].items())) + ")"
-    if counts.get("note"):
-        text += f"; {counts['note']}"
-    return text
+    return "; ".join(part for part in (text, counts.get("note")) if part) or "done"
 
 
 def plan(recipe: Recipe, run: Path) -> Iterator[tuple[str, str]]:
