@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -183,37 +182,24 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 # The Trainer writes a checkpoint file by file and in place. This list, written when all of them are on the disk, is
-# what makes one complete: name -> [size, blake2b].
+# what makes one complete: name -> digest.
 _COMPLETE = "complete.json"
 
 
 def _seal(checkpoint: Path) -> None:
-    files = {path.name: _fingerprint(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    artifacts.sync_tree(checkpoint)
+    files = {path.name: artifacts.file_digest(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
     partial = checkpoint / (_COMPLETE + ".partial")
-    with partial.open("w") as file:
-        json.dump(files, file, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
+    artifacts.write_json(partial, files)
     partial.rename(checkpoint / _COMPLETE)
     for folder in (checkpoint, checkpoint.parent):
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
-def _fingerprint(path: Path) -> list[Any]:
-    digest = blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-        os.fsync(file.fileno())
-    return [path.stat().st_size, digest.hexdigest()]
+        artifacts.sync_folder(folder)
 
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
         files = json.loads((checkpoint / _COMPLETE).read_text())
-        return all(_fingerprint(checkpoint / name) == entry for name, entry in files.items())
+        return all(artifacts.file_digest(checkpoint / name) == digest for name, digest in files.items())
     except (OSError, ValueError, AttributeError):
         return False
 
