@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, questions, report
+from pipeline import artifacts, asking, questions, report
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.questions import Question
 from pipeline.recipe import Evaluate, Recipe, Teacher
-from pipeline.records import PREDICTIONS, PROMPTS, Message, Row, canonical_json, facets_of, make_id
+from pipeline.records import PREDICTIONS, Message, Row, canonical_json, make_id
 from pipeline.stages import collect
 from pipeline.stages.train import load_student, tokenizer_folder
 from pipeline.teachers import local
@@ -465,26 +465,11 @@ def ask_hosted(recipe: Recipe, teacher: Teacher, asked: Sequence[Question], out:
     greedy = {"temperature": 0.0, "top_p": 1.0}
     # A null parameter is not sent, because this model refuses it.
     changes = {name: value for name, value in greedy.items() if getattr(sampling, name) is not None}
-    once = {"teachers": [teacher], "samples": 1, "sampling": sampling.model_copy(update=changes | {"logprobs": False})}
-    rows = [
-        {
-            "id": question.id,
-            "domain": recipe.domain,
-            "method": "held_out",
-            "template": None,
-            "facets": facets_of(),
-            "messages": list(question.messages),
-        }
-        for question in asked
-    ]
-    artifacts.write_table(out / "prompts.parquet", PROMPTS, rows)
+    once = {"teachers": [teacher], "sampling": sampling.model_copy(update=changes | {"logprobs": False})}
     section = recipe.collect.model_copy(update=once)
-    counts = collect.run(recipe.model_copy(update={"collect": section}), {"prompts": out / "prompts.parquet"}, out)
-    came = {row["prompt_id"]: row for row in artifacts.read_rows(out / "completions.parquet")}
-    for table in ("prompts", "completions", "failures"):
-        (out / f"{table}.parquet").unlink()
+    rows, usage = asking.ask(recipe, section, [question.messages for question in asked], out)
     failed = {"text": "", "finish_reason": "error", "output_tokens": 0}
-    return [came.get(question.id, failed) for question in asked], counts["usage"]
+    return [row or failed for row in rows], usage
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:

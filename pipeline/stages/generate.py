@@ -19,24 +19,24 @@ import itertools
 import math
 import random
 import re
-import shutil
 import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from pipeline import paths, written
-from pipeline.artifacts import read_rows, write_table
+from pipeline import asking, paths, written
+from pipeline.artifacts import write_table
 from pipeline.domain import Domain, read_domain
 from pipeline.errors import RecipeError, UserError, nearest, where
 from pipeline.facts import Fact, questions, read_facts
 from pipeline.questions import Question, held_out
 from pipeline.questions import sources as held_out_files
-from pipeline.recipe import WRITTEN, Collect, Recipe
+from pipeline.recipe import WRITTEN, Recipe
 from pipeline.records import FACETS, PROMPTS, Message, Row, facets_of, make_id
 from pipeline.rowfile import read_objects
 from pipeline.templates import Template, fill, load
@@ -354,6 +354,13 @@ def from_teacher(
             yield prompt_row(recipe.domain, method, messages, one.template, **one.facets)
 
 
+def ask_writers(recipe: Recipe, out: Path, conversations: list[list[Message]]) -> list[str | None]:
+    """What the recipe's teachers answer to each conversation, None where there is no answer that ended by itself."""
+    assert recipe.writers
+    rows, _ = asking.ask(recipe, recipe.writers.model_copy(update={"system": None}), conversations, out)
+    return [row["text"] if row and row["finish_reason"] == "stop" else None for row in rows]
+
+
 def from_model(recipe: Recipe, want: int, left_out: Counter[str]) -> Iterator[written.Written]:
     """What the first local teacher of the recipe writes by itself, with collect.system as its system prompt."""
     from pipeline.stages import collect
@@ -379,35 +386,6 @@ def from_model(recipe: Recipe, want: int, left_out: Counter[str]) -> Iterator[wr
         recipe.seed,
         left_out,
     )
-
-
-def asker(recipe: Recipe, writers: Collect, out: Path) -> Ask:
-    """How to ask the recipe's teachers, through the stage collect: its store, retries, pace and budget."""
-    from pipeline.stages import collect  # only now: it imports all that asking over HTTP needs
-
-    asking = recipe.model_copy(update={"collect": writers.model_copy(update={"system": None})})
-    # Named like the run, for collect tells by its folder which run's budget it spends.
-    folder = out / out.parent.name / "asked"
-
-    def ask_all(conversations: list[list[Message]]) -> list[str | None]:
-        rows = {row["id"]: row for row in (prompt_row(recipe.domain, "asked", turns) for turns in conversations)}
-        if not rows:
-            return []
-        folder.mkdir(parents=True)
-        try:
-            write_table(folder / "prompts.parquet", PROMPTS, [rows[key] for key in sorted(rows)])
-            inputs = collect.sources(asking) | {"prompts": folder / "prompts.parquet"}
-            collect.run(asking, inputs, folder)
-            answers = {
-                row["prompt_id"]: row["text"]
-                for row in read_rows(folder / "completions.parquet", ["prompt_id", "text", "finish_reason"])
-                if row["finish_reason"] == "stop"
-            }
-        finally:
-            shutil.rmtree(folder.parent)
-        return [answers.get(prompt_row(recipe.domain, "asked", turns)["id"]) for turns in conversations]
-
-    return ask_all
 
 
 # --- file ------------------------------------------------------------------------------------------------------------
@@ -683,8 +661,8 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     if recipe.writers:
         from pipeline.stages import collect
 
-        asking = recipe.model_copy(update={"collect": recipe.writers})
-        found |= {f"writers_{name}": path for name, path in collect.sources(asking).items()}
+        writing = recipe.model_copy(update={"collect": recipe.writers})
+        found |= {f"writers_{name}": path for name, path in collect.sources(writing).items()}
     for method in (method for method in section.methods if method in WRITTEN and method != "magpie"):
         found["domain.yaml"] = paths.prompts_folder(recipe.domain) / "domain.yaml"
         found[method] = _templates_of(recipe.domain, method)
@@ -712,9 +690,7 @@ def _user_file(recipe: Recipe, file: Path) -> Path:
     raise UserError(f"generate.file: there is neither {file} nor {beside}. Give a .jsonl, .csv or .parquet file.")
 
 
-def choose(
-    recipe: Recipe, inputs: dict[str, Path], ask_teacher: Ask | None
-) -> tuple[dict[str, Row], Counter[str], list[str]]:
+def choose(recipe: Recipe, inputs: dict[str, Path], ask_teacher: Ask) -> tuple[dict[str, Row], Counter[str], list[str]]:
     """The prompts of a recipe (id -> row), how many candidates were left out by reason, and why there are fewer than
     asked for, where that is so."""
     section = recipe.generate
@@ -731,7 +707,6 @@ def choose(
     for method, want in wanted.items():
         before = len(taken)
         if method in WRITTEN:
-            assert ask_teacher
             candidates = from_teacher(method, recipe, inputs, ask_teacher, reasons)
         else:
             candidates = _candidates(method, recipe, inputs)
@@ -756,9 +731,9 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     Raises UserError if not one prompt comes out, RecipeError for what is wrong in a file.
     """
     if recipe.writers and not recipe.writers.teachers:
-        asking = ", ".join(method for method in recipe.generate.methods if method in WRITTEN)
-        raise UserError(f"generate.methods: {asking} needs collect.teachers.")
-    taken, reasons, notes = choose(recipe, inputs, asker(recipe, recipe.writers, out) if recipe.writers else None)
+        methods = ", ".join(method for method in recipe.generate.methods if method in WRITTEN)
+        raise UserError(f"generate.methods: {methods} needs collect.teachers.")
+    taken, reasons, notes = choose(recipe, inputs, partial(ask_writers, recipe, out))
     if not taken:
         said = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items())) or "there were no candidates"
         raise UserError(f"generate: not one prompt came out ({said}). Add templates, entities, facts or a larger file.")
