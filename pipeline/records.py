@@ -145,9 +145,13 @@ TABLES: dict[str, tuple[str, pa.Schema]] = {
 """Table name -> (the stage that writes it, its schema)."""
 
 
+# Made once: json.dumps makes one for each call that has such arguments.
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text. Raises TypeError on what JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _canonical.encode(value)
 
 
 def make_id(*parts: Any) -> str:

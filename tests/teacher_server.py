@@ -38,6 +38,7 @@ settings: dict[str, Any] = {
     "ignore_n": False,
     "expire_share": 0.0,  # of a batch's rows that come back unanswered, the first time
     "lose_creations": 0,  # so many batches are created and not confirmed: the connection breaks
+    "queue_rows": None,  # OpenAI: a batch fails that would make the unfinished ones have more rows together
     "polls": 2,  # how often a batch is asked for before it has ended
     "completion_tokens": 10,
 }
@@ -99,7 +100,13 @@ def batch_api(method: str, path: str, headers: dict[str, str], body: bytes) -> b
         else:
             asked = request["requests"]
         name = f"batch_{len(batches)}"
-        batches[name] = {"asked": asked, "polls": 0, "metadata": request.get("metadata"), "created": time.time()}
+        queued = sum(len(batch["asked"]) for batch in batches.values() if batch["polls"] <= settings["polls"])
+        full = settings["queue_rows"] and queued + len(asked) > settings["queue_rows"]
+        batches[name] = {
+            "asked": [] if full else asked, "failed": full, "polls": 0, "metadata": request.get("metadata"),
+            "created": time.time(),
+        }  # fmt: skip
+        stats["batches_failed"] = stats.get("batches_failed", 0) + bool(full)
         stats["batch_rows"] = stats.get("batch_rows", 0) + len(asked)
         if stats.setdefault("lost_creations", 0) < settings["lose_creations"]:
             stats["lost_creations"] += 1
@@ -111,9 +118,15 @@ def batch_api(method: str, path: str, headers: dict[str, str], body: bytes) -> b
     if parts[-1] == "results":
         return batch_results(parts[-2], hosted)
     batches[parts[-1]]["polls"] += 1
-    if hosted == "openai" and batches[parts[-1]]["polls"] > settings["polls"]:
+    if hosted == "openai" and batches[parts[-1]]["polls"] > settings["polls"] and batches[parts[-1]]["asked"]:
         files[f"out-{parts[-1]}"] = batch_results(parts[-1], hosted)
     return json.dumps(describe(parts[-1], hosted)).encode()
+
+
+ENQUEUED = {
+    "object": "list",
+    "data": [{"code": "token_limit_exceeded", "message": "Enqueued token limit reached", "param": None, "line": None}],
+}
 
 
 def describe(name: str, hosted: str) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def describe(name: str, hosted: str) -> dict[str, Any]:
             "id": name, "object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h",
             "input_file_id": "f", "created_at": int(batch["created"]), "metadata": batch["metadata"],
             "status": "completed" if ended else "in_progress", "output_file_id": f"out-{name}" if ended else None,
-        }  # fmt: skip
+        } | ({"status": "failed", "output_file_id": None, "errors": ENQUEUED} if batch["failed"] else {})  # fmt: skip
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(batch["created"]))
     counts = {"processing": len(batch["asked"]), "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     return {

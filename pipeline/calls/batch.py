@@ -3,7 +3,8 @@
 The keys are those of online requests, so what one way has answered the other does not ask again. The intents of a batch
 are committed before it is created; a crash between creating it and recording its id is mended by looking for it at the
 provider. Results are matched by custom_id (the key in hexadecimal): order, repeats and strangers do not matter. What a
-batch leaves unanswered goes into the next one, and in the end is asked online.
+batch leaves unanswered goes into the next one, and in the end is asked online. Where a provider's queue takes no batch
+of that size, the rows go in smaller ones, one after the other.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class Remote(NamedTuple):
     max_bytes: int
     create: Callable[[str, list[tuple[str, bytes]]], str]  # (tag, [(custom_id, body)]) -> the batch's id
     find: Callable[[str, float, int], list[str]]  # (tag, created after, rows) -> ids that may be that batch
-    ended: Callable[[str], str | None]  # id -> None while it runs, "" when it has ended, else why it failed as a whole
+    ended: Callable[[str], bool | Problem]  # id -> whether; a Problem if it failed as a whole (retry: it is too large)
     results: Callable[[str], Iterable[tuple[str, int, bytes]]]  # id -> (custom_id, status, body)
 
 
@@ -62,6 +63,8 @@ class BatchAsking:
         self.store, self.commits, self.budget, self.advance, self.halt = store, commits, budget, advance, halt
         self.sent = 0
         self._answers = 0
+        self._rows = self.remote.max_rows  # in a batch
+        self._queue_is_full = False
 
     async def run(self, calls: Callable[[], Iterator[Call]], online: Callable[[], Iterator[Call]]) -> int:
         """Ask everything; returns the requests sent. `calls()` gives what the store lacks now, with batch prices, and
@@ -71,13 +74,13 @@ class BatchAsking:
             await self._resume(tag, created, rows, remote)
         fruitless = 0
         while fruitless < ROUNDS:
-            before = self._answers
+            before, rows = self._answers, self._rows
             tags = await self._submit(calls())
             if not tags:
                 break
             for tag, remote in tags:
                 await self._finish(tag, [remote])
-            fruitless = 0 if self._answers > before else fruitless + 1
+            fruitless = 0 if self._answers > before or self._rows < rows else fruitless + 1
         asking = Asking(self.online, self.commits, self.budget, self.advance, self.halt)
         return self.sent + await asking.run(online())
 
@@ -90,9 +93,12 @@ class BatchAsking:
             if not self.budget.reserve_now(call.usd):
                 break  # the next round, or the budget, sees to the rest
             length = len(call.body) + 200
-            if rows and (len(rows) == self.remote.max_rows or size + length > self.remote.max_bytes):
+            if rows and (len(rows) == self._rows or size + length > self.remote.max_bytes):
                 made.append(await self._create(rows))
                 rows, size = [], 0
+                if self._queue_is_full:
+                    await self.budget.settle(call.usd, 0.0)
+                    break  # one at a time from now on
             rows.append(call)
             size += length
         if rows:
@@ -107,10 +113,9 @@ class BatchAsking:
                 (tag, time.time(), line.job, line.name, len(rows)),
             )
         ]
-        first = new_id()
-        for number, call in enumerate(rows):
+        for call in rows:
             usd = call.usd if line.rates else None
-            writes.append(Intent(first + number, line.job, line.provider, line.name, call.keys[0], usd, tag, call.body))
+            writes.append(Intent(new_id(), line.job, line.provider, line.name, call.keys[0], usd, tag, call.body))
         await asyncio.gather(*{self.commits.add(write) for write in writes})
         worst = sum(call.usd for call in rows)
         await self.budget.settle(worst, worst)  # spent, until the results say less
@@ -146,12 +151,16 @@ class BatchAsking:
         waiting = {row[0].hex(): row for row in self.store.select(sql, (tag,))}
         stop: StopRun | None = None
         for remote in remotes:
-            while (why := await self._patiently(self.remote.ended, remote)) is None:
+            while not (outcome := await self._patiently(self.remote.ended, remote)):
                 if self.halt:
                     raise self.halt[0]  # the batch goes on by itself, and is taken up again by the next run
                 await asyncio.sleep(POLL_S)
-            if why:
-                stop = StopRun(f"{self.line.name} ({self.line.provider}): batch {remote} failed: {why}")
+            if isinstance(outcome, Problem):
+                say(f"  {self.line.name}: batch {remote} failed: {outcome.detail}")
+                if outcome.kind == "retry" and len(waiting) > 1:
+                    self._queue_is_full, self._rows = True, min(self._rows, len(waiting) // 2)
+                else:
+                    stop = StopRun(f"{self.line.name} ({self.line.provider}): batch {remote} failed: {outcome.detail}")
                 continue
             results = iter(await self._patiently(lambda remote: list(self.remote.results(remote)), remote))
             while some := [result for _, result in zip(range(AT_ONCE), results, strict=False)]:

@@ -201,8 +201,8 @@ def batches(endpoint: Endpoint) -> Remote:
             if sum(batch.request_counts.to_dict().values()) == rows
         ]
 
-    def ended(remote: str) -> str | None:
-        return "" if tried(client.messages.batches.retrieve, remote).processing_status == "ended" else None
+    def ended(remote: str) -> bool | Problem:
+        return bool(tried(client.messages.batches.retrieve, remote).processing_status == "ended")
 
     def results(remote: str) -> Iterator[tuple[str, int, bytes]]:
         for row in tried(lambda: list(client.messages.batches.results(remote))):

@@ -231,12 +231,14 @@ def batches(endpoint: Endpoint) -> Remote:
                 return [str(batch.id)]
         return []
 
-    def ended(remote: str) -> str | None:
+    def ended(remote: str) -> bool | Problem:
         batch = tried(client.batches.retrieve, remote)
         if batch.status == "failed":
             errors = batch.errors.data if batch.errors and batch.errors.data else []
-            return "; ".join(f"{error.code}: {error.message}" for error in errors[:3]) or "no reason given"
-        return "" if batch.status in ("completed", "expired", "cancelled") else None
+            said = "; ".join(f"{error.code}: {error.message}" for error in errors[:3]) or "no reason given"
+            full = any(error.code == "token_limit_exceeded" for error in errors)  # more tokens than may be enqueued
+            return Problem("retry" if full else "stop", "batch", said)
+        return batch.status in ("completed", "expired", "cancelled")
 
     def results(remote: str) -> Iterator[tuple[str, int, bytes]]:
         batch = tried(client.batches.retrieve, remote)

@@ -66,6 +66,11 @@ def test_what_was_sent_counts_as_spent_until_it_is_settled(tmp_path):
         assert store.spent("another run") == 0
 
 
+def test_ids_are_all_different_and_in_the_order_of_time():
+    ids = [new_id() for _ in range(100_000)]
+    assert ids == sorted(set(ids)) and ids[-1] < 2**63
+
+
 def test_one_commit_serves_many_coroutines(tmp_path):
     commits = 0
 
@@ -118,6 +123,30 @@ def test_two_processes_share_a_store(tmp_path):
     with Store(path) as store:
         keys = [f"{name}-{i}".encode() for name in "ab" for i in range(40)] + [b"shared-%d" % i for i in range(40)]
         assert len(store.answers(keys)) == 120
+
+
+OPENER = """
+import sys
+from pathlib import Path
+from pipeline.calls.store import Store
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(20):
+    with Store(Path(sys.argv[1] + str(number))):
+        pass
+"""
+
+
+def test_processes_may_make_a_store_at_the_same_moment(tmp_path):
+    arguments = [sys.executable, "-c", OPENER, str(tmp_path / "s.sqlite")]
+    openers = [subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for opener in openers:
+        assert opener.stdout and opener.stdout.readline() == "ready\n"
+    for opener in openers:
+        assert opener.stdin
+        opener.stdin.write("go\n")
+        opener.stdin.flush()
+    assert [opener.wait(60) for opener in openers] == [0] * 4
 
 
 def test_what_was_reported_as_committed_survives_kill_9(tmp_path):
@@ -181,3 +210,19 @@ def test_summary_export_and_prune(tmp_path):
     assert stores.prune(path, model="m") == 1
     with Store(path) as store:
         assert set(store.answers([b"a", b"b"])) == {b"b"}
+        assert store.spent("run") == pytest.approx(0.5 + 0.25 + 0.1)  # a budget counts what was deleted, too
+        store.commit([received(b"a", b"{}", 1.0)])
+    assert stores.prune(path, model="m") == 1
+    with Store(path) as store:
+        assert store.spent("run") == pytest.approx(0.5 + 0.25 + 0.1 + 1.0)
+
+
+def test_a_store_of_the_format_before_is_brought_up_to_date(tmp_path):
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store:
+        store.commit([received(b"a", b"{}", 0.5)])
+        store._writer.execute("DROP TABLE pruned")
+        store._writer.execute("PRAGMA user_version = 1")
+    with Store(path) as store:
+        assert store.spent("run") == 0.5 and store.answers([b"a"])
+    assert stores.prune(path, model="m") == 1

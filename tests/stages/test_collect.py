@@ -334,6 +334,20 @@ def test_a_killed_batch_is_gone_on_with(folder, provider):
         assert server.stats()["batch_rows"] == 20
 
 
+def test_where_the_queue_is_full_batches_get_smaller(folder, monkeypatch):
+    monkeypatch.setattr(batch, "POLL_S", 0.02)
+    prompts = write_prompts(folder / "prompts.parquet", 40)
+    with running(queue_rows=12) as server:
+        _, answered, failed = run(recipe(server.url, teacher={"mode": "batch"}), prompts)
+        stats = server.stats()
+        assert len(answered) == 40 and not failed
+        assert stats["batches_failed"] == 2 and stats["requests"] == 0  # 40 and 20 rows were refused, 10 were not
+    with running(queue_rows=0.5) as server:
+        other = write_prompts(folder / "others.parquet", 2, "What is number {}?")
+        with pytest.raises(StopRun, match="batch .* failed: token_limit_exceeded: Enqueued token limit reached"):
+            run(recipe(server.url, teacher={"mode": "batch"}), other)
+
+
 def test_a_batch_keeps_to_the_budget(folder, monkeypatch):
     monkeypatch.setattr(batch, "POLL_S", 0.05)
     prompts = write_prompts(folder / "prompts.parquet", 200)
