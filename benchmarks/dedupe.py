@@ -1,12 +1,15 @@
 """Speed, memory, recall and precision of dedupe, beside other tools where they are installed.
 
-    python benchmarks/dedupe.py [--rows 100000] [--tools seqkd rensa datasketch] [--cores N]
+    python benchmarks/dedupe.py [--rows 100000] [--tools seqkd rensa datasketch gaoya] [--peers .envs/peers]
+
+    python -m venv .envs/peers && .envs/peers/bin/pip install numpy pyarrow rensa==0.5.0 datasketch==2.0.0 gaoya==0.2.2
 
 makes `--rows` answers of 166 words (Zipf-distributed words; a fifth of the answers are copies of others with 1 to 30
 words changed, so that their similarity spreads from 0.2 to 1), writes them as filter would, and runs each tool in a
 process of its own, from Parquet to Parquet. Recall and precision are of the planted pairs against the Jaccard
 similarity of their lower-cased word 5-grams, counted with Python sets; two answers that were not planted as a pair
-share no 5-grams to speak of. rensa's and datasketch's figures leave out writing the result.
+share no 5-grams to speak of. The other tools' figures leave out writing the result. `--peers` is the environment that
+they are installed in. The floor is the compiled code that makes the signatures, alone, in the same process.
 """
 
 import argparse
@@ -138,7 +141,36 @@ def datasketch(folder: Path) -> set[int]:
     return dropped
 
 
-TOOLS = {"seqkd": seqkd, "rensa": rensa, "datasketch": datasketch}
+def gaoya(folder: Path) -> set[int]:
+    """gaoya's MinHash index of strings, which makes the shingles itself."""
+    from gaoya.minhash import MinHashStringIndex
+
+    index = MinHashStringIndex(
+        hash_size=32, jaccard_threshold=THRESHOLD, num_bands=16, band_size=8, num_hashes=128, analyzer="word",
+        lowercase=True, ngram_range=(5, 5),
+    )  # fmt: skip
+    dropped = set()
+    for row, text in enumerate(_texts(folder)):
+        if index.query(text):
+            dropped.add(row)
+        else:
+            index.insert_document(row, text)
+    return dropped
+
+
+def floor(folder: Path) -> float:
+    """CPU seconds of the signatures alone."""
+    from pipeline import near, near_compiled
+
+    total = 0.0
+    for batch in pq.ParquetFile(folder / "kept.parquet").iter_batches(columns=["text"], batch_size=16_384):
+        clock = time.process_time()
+        near_compiled.sketch(batch.column(0), near.scheme(THRESHOLD))
+        total += time.process_time() - clock
+    return total
+
+
+TOOLS = {"seqkd": seqkd, "rensa": rensa, "datasketch": datasketch, "gaoya": gaoya}
 
 
 def measure(tool: str, folder: Path) -> dict[str, float]:
@@ -173,6 +205,7 @@ def measure(tool: str, folder: Path) -> dict[str, float]:
         "memory": used.ru_maxrss / 1024,
         "recall": float(caught[similar].mean()),
         "precision": len(dropped & really) / max(1, len(dropped)),
+        "floor": floor(folder) if tool == "seqkd" else 0.0,
     }
 
 
@@ -181,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--tools", nargs="*", choices=sorted(TOOLS), default=list(TOOLS))
+    parser.add_argument("--peers", type=Path, help="a virtual environment with the other tools")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -192,7 +226,8 @@ def main() -> None:
         print(f"{arguments.rows:,} answers of {WORDS} words, {size:,.0f} MiB of Parquet, threshold {THRESHOLD}\n")
         print(f"{'tool':12}{'CPU s':>9}{'wall s':>9}{'peak MiB':>10}{'recall':>9}{'precision':>11}")
         for tool in arguments.tools:
-            command = [sys.executable, __file__, "--measure", tool, name]
+            python = arguments.peers / "bin" / "python" if arguments.peers and tool != "seqkd" else sys.executable
+            command = [str(python), __file__, "--measure", tool, name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 reason = done.stderr.strip().splitlines()[-1]
@@ -204,6 +239,9 @@ def main() -> None:
                 f"{found['recall']:9.4f}{found['precision']:11.4f}",
                 flush=True,
             )
+            if found["floor"]:
+                each, times = found["floor"] / arguments.rows * 1e6, found["cpu"] / found["floor"]
+                print(f"{'':12}{found['floor']:9.2f}  signing alone: {each:.1f} microseconds a text, 1/{times:.1f}")
 
 
 if __name__ == "__main__":

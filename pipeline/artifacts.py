@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +18,121 @@ ROW_GROUP = 16_384
 """Rows a row group: fixed, so that the same rows give the same bytes however they were batched on the way."""
 
 
+SORTED_AT_ONCE = 8_192
+"""Rows that Sorter sorts in memory."""
+
+SORTED_PARTS = 64
+"""Parts that it sorts more rows in; one part must fit into memory."""
+
+
 def write_table(path: Path, schema: pa.Schema, rows: Iterable[Row] | pa.Table | Iterable[pa.RecordBatch]) -> int:
     """Write rows that are already in the order they should have to a Parquet file (zstd), fsync it, and return how
     many there were. Streams: at most two row groups are in memory. `rows`: dictionaries, a table, or record batches.
 
     Raises OSError if the disk refuses, pyarrow.ArrowInvalid if a value does not fit its column.
     """
-    written = 0
-    # A file object of ours, not a path: a full disk then is an OSError with its errno, not an Arrow message.
-    with path.open("wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd", write_page_index=False) as writer:
-            for group in _groups(schema, rows):
-                writer.write_table(group, row_group_size=ROW_GROUP)
-                written += group.num_rows
-        file.flush()
-        os.fsync(file.fileno())
+    return write_tables([(path, schema)], ([batch] for batch in _batches_of(schema, rows)))[0]
+
+
+def write_tables(tables: Sequence[tuple[Path, pa.Schema]], parts: Iterable[Sequence[pa.RecordBatch]]) -> list[int]:
+    """`write_table` for several tables at once, so that what is sorted into them is read only once. `parts`: one batch
+    (it may be empty) for each of `tables`, again and again. Returns how many rows each table has. Raises the same."""
+    written = [0] * len(tables)
+    pending: list[list[pa.RecordBatch]] = [[] for _ in tables]  # rows that do not fill a row group yet
+    with ExitStack() as opened:
+        # File objects of ours, not paths: a full disk then is an OSError with its errno, not an Arrow message.
+        files = [opened.enter_context(path.open("wb")) for path, _ in tables]
+        with ExitStack() as writing:
+            writers = [
+                writing.enter_context(pq.ParquetWriter(file, schema, compression="zstd", write_page_index=False))
+                for file, (_, schema) in zip(files, tables, strict=True)
+            ]
+
+            def write(number: int, group: pa.Table) -> None:
+                writers[number].write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+                written[number] += group.num_rows
+
+            for part in parts:
+                for number, batch in enumerate(part):
+                    if not batch.num_rows:
+                        continue
+                    schema = tables[number][1]
+                    pending[number].append(batch.cast(schema) if batch.schema != schema else batch)
+                    while sum(map(len, pending[number])) >= ROW_GROUP:
+                        table = pa.Table.from_batches(pending[number], schema=schema)
+                        write(number, table.slice(0, ROW_GROUP))
+                        pending[number] = table.slice(ROW_GROUP).to_batches()
+            for number, rest in enumerate(pending):
+                if rest:
+                    write(number, pa.Table.from_batches(rest, schema=tables[number][1]))
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
     return written
 
 
-def _groups(schema: pa.Schema, rows: Iterable[Any]) -> Iterator[pa.Table]:
-    """Cut any input into tables of exactly ROW_GROUP rows (the last one shorter)."""
+def _batches_of(schema: pa.Schema, rows: Iterable[Any]) -> Iterator[pa.RecordBatch]:
+    """Record batches of any input."""
     if isinstance(rows, pa.Table):
         rows = rows.to_batches()
-    pending: list[pa.RecordBatch] = []
     buffered: list[Row] = []
-    count = 0
     for item in rows:
         if isinstance(item, pa.RecordBatch):
-            pending.append(item.cast(schema) if item.schema != schema else item)
-            count += item.num_rows
-        else:
-            buffered.append(item)
-            if len(buffered) < ROW_GROUP:
-                continue
-            pending.append(pa.RecordBatch.from_pylist(buffered, schema=schema))
-            count += len(buffered)
+            yield item
+            continue
+        buffered.append(item)
+        if len(buffered) == ROW_GROUP:
+            yield pa.RecordBatch.from_pylist(buffered, schema=schema)
             buffered = []
-        while count >= ROW_GROUP:
-            table = pa.Table.from_batches(pending, schema=schema)
-            yield table.slice(0, ROW_GROUP).combine_chunks()
-            rest = table.slice(ROW_GROUP)
-            pending, count = rest.to_batches(), rest.num_rows
     if buffered:
-        pending.append(pa.RecordBatch.from_pylist(buffered, schema=schema))
-        count += len(buffered)
-    if count:
-        yield pa.Table.from_batches(pending, schema=schema).combine_chunks()
+        yield pa.RecordBatch.from_pylist(buffered, schema=schema)
+
+
+class Sorter:
+    """Rows in any order in, a Parquet file sorted by id out. More than SORTED_AT_ONCE rows are sorted in
+    SORTED_PARTS parts by the ids' first digits, on disk, with one part in memory at a time."""
+
+    def __init__(self, out: Path, table: str, schema: pa.Schema) -> None:
+        self._out, self._table, self._schema = out, table, schema
+        self._rows: list[Row] = []
+        self._parts: dict[int, tuple[pa.OSFile, pa.RecordBatchStreamWriter]] = {}
+
+    def add(self, rows: list[Row]) -> None:
+        """Take some rows."""
+        self._rows += rows
+        if len(self._rows) >= SORTED_AT_ONCE:
+            self._spill()
+
+    def write(self) -> int:
+        """Write TABLE.parquet and return its rows."""
+        if self._parts:
+            self._spill()
+        for file, writer in self._parts.values():
+            writer.close()
+            file.close()
+        rows = self._sorted() if self._parts else sorted(self._rows, key=lambda row: str(row["id"]))
+        return write_table(self._out / f"{self._table}.parquet", self._schema, rows)
+
+    def _spill(self) -> None:
+        parts: dict[int, list[Row]] = {}
+        for row in self._rows:
+            parts.setdefault(int(row["id"][:2], 16) * SORTED_PARTS // 256, []).append(row)
+        self._rows = []
+        for part, rows in parts.items():
+            if part not in self._parts:
+                file = pa.OSFile(str(self._path(part)), "wb")
+                self._parts[part] = (file, pa.ipc.new_stream(file, self._schema))
+            self._parts[part][1].write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
+
+    def _sorted(self) -> Iterator[pa.RecordBatch]:
+        for part in sorted(self._parts):
+            with pa.OSFile(str(self._path(part)), "rb") as file:
+                table = pa.ipc.open_stream(file).read_all()
+            yield from table.sort_by("id").to_batches()
+            self._path(part).unlink()
+
+    def _path(self, part: int) -> Path:
+        return self._out / f".{self._table}.{part}"
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -115,6 +186,14 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON with sorted keys, fsynced."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def sync_folder(path: Path) -> None:

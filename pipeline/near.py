@@ -208,6 +208,22 @@ def components(count: int, members: Any, starts: Any) -> Any:
     return parent
 
 
+def shared(values: Any, i: Any, i_end: Any, j: Any, j_end: Any, needed: float) -> int:
+    """How many values two sorted sets, values[i:i_end] and values[j:j_end], have in common; fewer if they have fewer
+    than `needed`, for then the count stops when too few are left. Plain loops, so that numba can compile them."""
+    both = 0
+    while i < i_end and j < j_end and both + min(i_end - i, j_end - j) >= needed:
+        if values[i] == values[j]:
+            both += 1
+            i += 1
+            j += 1
+        elif values[i] < values[j]:
+            i += 1
+        else:
+            j += 1
+    return both
+
+
 def choose(
     order: Any,
     fixed: int,
@@ -266,19 +282,9 @@ def choose(
                 if seen[other] == row:
                     continue
                 seen[other] = row
-                # Merge two sorted sets, giving up when too few values are left to reach the threshold.
-                i, i_end, j, j_end = bounds[row], bounds[row + 1], bounds[other], bounds[other + 1]
-                both, total = 0, i_end - i + j_end - j
+                total = bounds[row + 1] - bounds[row] + bounds[other + 1] - bounds[other]
                 needed = threshold * total / (1.0 + threshold) - 1e-6
-                while i < i_end and j < j_end and both + min(i_end - i, j_end - j) >= needed:
-                    if values[i] == values[j]:
-                        both += 1
-                        i += 1
-                        j += 1
-                    elif values[i] < values[j]:
-                        i += 1
-                    else:
-                        j += 1
+                both = shared(values, bounds[row], bounds[row + 1], bounds[other], bounds[other + 1], needed)
                 jaccard = both / (total - both)
                 if jaccard < threshold or jaccard < best_similarity:
                     continue
@@ -287,16 +293,8 @@ def choose(
                 if len(part_bounds) > 0:
                     i, i_end = part_bounds[row], part_bounds[row + 1]
                     j, j_end = part_bounds[other], part_bounds[other + 1]
-                    both, total = 0, i_end - i + j_end - j
-                    while i < i_end and j < j_end:
-                        if part_values[i] == part_values[j]:
-                            both += 1
-                            i += 1
-                            j += 1
-                        elif part_values[i] < part_values[j]:
-                            i += 1
-                        else:
-                            j += 1
+                    total = i_end - i + j_end - j
+                    both = shared(part_values, i, i_end, j, j_end, 0.0)
                     if 2 * both < threshold * (total - both):
                         continue
                 best, best_similarity = other, jaccard
@@ -331,18 +329,9 @@ def connect(count: int, members: Any, starts: Any, values: Any, bounds: Any, thr
                 if a == b:
                     continue
                 other = members[earlier]
-                i, i_end, j, j_end = bounds[row], bounds[row + 1], bounds[other], bounds[other + 1]
-                both, total = 0, i_end - i + j_end - j
+                total = bounds[row + 1] - bounds[row] + bounds[other + 1] - bounds[other]
                 needed = threshold * total / (1.0 + threshold) - 1e-6
-                while i < i_end and j < j_end and both + min(i_end - i, j_end - j) >= needed:
-                    if values[i] == values[j]:
-                        both += 1
-                        i += 1
-                        j += 1
-                    elif values[i] < values[j]:
-                        i += 1
-                    else:
-                        j += 1
+                both = shared(values, bounds[row], bounds[row + 1], bounds[other], bounds[other + 1], needed)
                 if both / (total - both) >= threshold:
                     if a < b:
                         parent[b] = a

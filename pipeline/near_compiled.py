@@ -15,6 +15,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 from numba import uint32, uint64
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from pipeline import near
@@ -50,6 +51,7 @@ def jit(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True)(function)
 
 
+register_jitable(near.shared)  # the two below call it
 choose = jit(near.choose)
 components = jit(near.components)
 connect = jit(near.connect)

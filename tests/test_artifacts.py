@@ -1,4 +1,5 @@
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,27 @@ def test_bytes_do_not_depend_on_how_rows_were_batched(tmp_path_factory, cuts):
     artifacts.write_table(folder / "b.parquet", SCHEMA, batches)
     artifacts.write_table(folder / "c.parquet", SCHEMA, pa.Table.from_pylist(everything, schema=SCHEMA))
     assert len({artifacts.file_digest(folder / f"{name}.parquet") for name in "abc"}) == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, 40_000), max_size=6))
+def test_several_tables_at_once_have_the_bytes_of_one_at_a_time(tmp_path_factory, cuts):
+    folder = tmp_path_factory.mktemp("t")
+    table = pa.Table.from_pylist(rows(40_000), schema=SCHEMA)
+    third = pa.array([n % 3 == 0 for n in range(len(table))])
+    parts = [table.filter(third), table.filter(pc.invert(third))]
+    for name, part in zip("ab", parts, strict=True):
+        artifacts.write_table(folder / f"{name}.parquet", SCHEMA, part)
+    edges = [0, *sorted(cuts), len(table)]
+    (whole,) = table.combine_chunks().to_batches()
+    batches = [
+        [whole[a:b].filter(third[a:b]), whole[a:b].filter(pc.invert(third[a:b]))]
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    targets = [(folder / f"{name}.parquet", SCHEMA) for name in "cd"]
+    assert artifacts.write_tables(targets, batches) == [len(part) for part in parts]
+    for one, other in ("ac", "bd"):
+        assert (folder / f"{one}.parquet").read_bytes() == (folder / f"{other}.parquet").read_bytes()
 
 
 def test_a_folder_digest_sees_names_and_contents_but_not_hidden_files(tmp_path):

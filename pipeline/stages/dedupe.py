@@ -11,12 +11,16 @@ is and how similar pairs are found. Two rows are *exact* duplicates if their wor
 than five words is similar to its equals only. For pairs the answers must besides be half as similar as that by
 themselves, so that two questions about one long passage are not the same because the passage is.
 
-The best row of a group is kept: the most agreed-on, then the first by id. Rows are taken from the best to the worst; a
+The best row of a group is kept: by the judge's score, then the reward model's, then agreement, as far as filter noted
+them, then the first by id. Rows are taken from the best to the worst; a
 row repeats the most similar of the rows kept before it, or is kept. Rows of `against`, a data set that exists already,
 come before all others and are not written.
 
+With `semantic`, rows that are left repeat each other if the vectors that a model makes of their texts are similar.
+
 The table is read three times and never held: what is remembered are 128 bits of fingerprint and the band keys of each
-row, and the shingles of rows that met another one in a bucket, at most SHINGLES_AT_ONCE of them at a time.
+row, and the shingles of rows that met another one in a bucket, at most SHINGLES_AT_ONCE of them at a time; with
+`semantic`, the vectors of the rows that are left.
 """
 
 import itertools
@@ -34,7 +38,7 @@ from pipeline import artifacts, near, questions
 from pipeline.errors import RecipeError, UserError, where
 from pipeline.near import Rows
 from pipeline.progress import progress
-from pipeline.recipe import Recipe
+from pipeline.recipe import Dedupe, Recipe
 from pipeline.records import DUPLICATES, KEPT, Row
 
 VERSION = 1
@@ -43,6 +47,12 @@ READS = {"kept": "filter"}
 
 SHINGLES_AT_ONCE = 64 << 20
 """Shingles (8 bytes each) of candidates in memory at a time; a group that has more than these is still done whole."""
+
+REASONS = ("exact", "near", "semantic")
+"""Why a row repeats another one: the same words in the same order, similar sets of shingles, similar meaning."""
+
+QUALITIES = ("score", "reward", "agreement")
+"""Columns that make a row of a group the best, the first one first: filter's judge, its reward model, agreement."""
 
 COMPARED = {"pair": ("messages", "text"), "prompt": ("messages",), "completion": ("text",)}
 """dedupe.on -> the columns that are compared."""
@@ -58,14 +68,19 @@ class Tables(NamedTuple):
 class Verdict(NamedTuple):
     """What becomes of each of n rows of the table."""
 
-    leader: list[str | None]  # (n,) id of the row that this one repeats, None for a row that is kept
-    similarity: NDArray[np.float64]  # (n,) Jaccard similarity to it
-    exact: NDArray[np.bool_]  # (n,) the same words in the same order
+    leader: pa.Array  # (n,) id of the row that this one repeats, null for a row that is kept
+    similarity: NDArray[np.float64]  # (n,) Jaccard similarity to it; cosine if that is the reason
+    reason: NDArray[np.int8]  # (n,) place in REASONS, 0 as well for a row that is kept
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
-    """The data set to compare with, if there is one."""
-    return {"against": recipe.dedupe.against} if recipe.dedupe.against else {}
+    """The data set to compare with, if there is one, and the folder of the model of `semantic`."""
+    found, semantic = {}, recipe.dedupe.semantic
+    if recipe.dedupe.against:
+        found["against"] = recipe.dedupe.against
+    if semantic and Path(semantic.model).is_dir():
+        found["semantic"] = Path(semantic.model)
+    return found
 
 
 def texts_of(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
@@ -90,12 +105,13 @@ def texts_of(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
     return texts
 
 
-def find_duplicates(tables: Tables, on: str, exact: bool, threshold: float | None) -> Verdict:
-    """Say which rows of a table repeat which. `threshold`: of near-duplicates, None not to look for them."""
+def find_duplicates(tables: Tables, section: Dedupe) -> Verdict:
+    """Say which rows of a table repeat which."""
+    on, threshold = section.on, section.near.threshold if section.near else None
     columns = COMPARED[on]
     compiled = sum(text_bytes(path, columns) for path in tables if path) >= near.COMPILE_BYTES
     cut = near.scheme(threshold) if threshold is not None else near.Scheme(0, 1)
-    sketches, ids, agreement = [], [], []
+    sketches, ids = [], []
     total = artifacts.count_rows(tables.own)
     with progress("dedupe: reading", total, "rows") as advance:
         for batch in _batches(tables, ["id", *columns]):
@@ -112,11 +128,10 @@ def find_duplicates(tables: Tables, on: str, exact: bool, threshold: float | Non
         end -= len(part.words)
     names = pa.chunked_array(ids)
     there = len(words) - total  # rows of the data set that exists already
-    for batch in artifacts.read_batches(tables.own, ["agreement"]):
-        agreement.append(batch.column("agreement").fill_null(-1.0).to_numpy(zero_copy_only=False))
-    order = np.append(np.arange(there), there + best_first(names[there:], np.concatenate(agreement)))
+    qualities = [quality(tables.own, name) for name in QUALITIES]
+    order = np.append(np.arange(there), there + best_first(names[there:], *qualities))
 
-    leader = _exact(fingerprints, order) if exact else np.full(len(words), -1, np.int64)
+    leader = _exact(fingerprints, order) if section.exact else np.full(len(words), -1, np.int64)
     is_exact = leader >= 0
     similarity = np.ones(len(words))
     if threshold is not None:
@@ -130,17 +145,61 @@ def find_duplicates(tables: Tables, on: str, exact: bool, threshold: float | Non
         found[copies] = leader[copies]
         found[moved] = found[leader[moved]]
         leader = found
+    reason = np.where(is_exact, 0, leader >= 0).astype(np.int8)
+    if section.semantic:
+        from pipeline import semantic
+
+        # Of the rows that are still there, the best first; those of the other data set stay.
+        left = order[leader[order] < 0]
+        model, wanted = semantic.load(section.semantic.model), COMPARED[section.semantic.on or on]
+        vectors = _vectors(tables, wanted, np.sort(left), model)[np.searchsorted(np.sort(left), left)]
+        found, cosine = semantic.choose(vectors, int((left < there).sum()), section.semantic.threshold)
+        dropped = found >= 0
+        leader[left[dropped]], similarity[left[dropped]] = left[found[dropped]], cosine[dropped]
+        reason[left[dropped]] = REASONS.index("semantic")
+        # What repeated a row that is dropped now repeats that row's leader, by the same reason and with its similarity:
+        # a near copy is not compared with that leader itself.
+        moved = np.flatnonzero((leader >= 0) & (leader[leader] >= 0))
+        similarity[moved], reason[moved] = similarity[leader[moved]], reason[leader[moved]]
+        leader[moved] = leader[leader[moved]]
     leader = leader[there:]
-    of = names.take(pa.array(leader, mask=leader < 0)).to_pylist()
-    return Verdict(of, similarity[there:], is_exact[there:])
+    of = names.take(pa.array(leader, mask=leader < 0)).combine_chunks()
+    return Verdict(of, similarity[there:], reason[there:])
 
 
-def best_first(ids: pa.ChunkedArray, agreement: NDArray[np.float64]) -> Rows:
-    """Row numbers, the most agreed-on first and equals by id."""
+def quality(path: Path, column: str) -> NDArray[np.float64]:
+    """(n,) a column that says how good each row is; -inf where it says nothing."""
+    found = [
+        batch.column(column).fill_null(-np.inf).to_numpy(zero_copy_only=False)
+        for batch in artifacts.read_batches(path, [column])
+    ]
+    return np.nan_to_num(np.concatenate(found), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+
+
+def best_first(ids: pa.ChunkedArray, *qualities: NDArray[np.float64]) -> Rows:
+    """Row numbers, the best first: by the first of the qualities, equals by the next one, and at last by id."""
     flat = ids.combine_chunks()
     sorted_already = pc.all(pc.less_equal(flat[:-1], flat[1:])).as_py() is not False
-    by_id = np.arange(len(flat)) if sorted_already else pc.sort_indices(flat).to_numpy()
-    return by_id[np.argsort(-agreement[by_id], kind="stable")].astype(np.int64)
+    order = np.arange(len(flat)) if sorted_already else pc.sort_indices(flat).to_numpy()
+    for values in reversed(qualities):
+        order = order[np.argsort(-values[order], kind="stable")]
+    return order.astype(np.int64)
+
+
+def _vectors(tables: Tables, columns: tuple[str, ...], rows: Rows, model: Any) -> Any:
+    """(rows, dimensions) unit vectors of some rows (ascending) of the tables."""
+    from pipeline.semantic import embed
+
+    found, begin = [], 0
+    with progress("dedupe: embedding", len(rows), "rows") as advance:
+        for batch in _batches(tables, ["id", *columns]):
+            first, last = np.searchsorted(rows, [begin, begin + batch.num_rows])
+            if last > first:
+                texts = texts_of(batch.take(pa.array(rows[first:last] - begin)), columns)
+                found.append(embed(model, texts))
+                advance(int(last - first))
+            begin += batch.num_rows
+    return np.concatenate(found)
 
 
 def _exact(fingerprints: near.Bits, order: Rows) -> Rows:
@@ -290,22 +349,39 @@ def _existing_row(path: Path, line: int, row: Row, columns: list[str]) -> Row:
     return found
 
 
-def _kept(path: Path, verdict: Verdict) -> Iterator[pa.RecordBatch]:
+def _split(path: Path, verdict: Verdict) -> Iterator[list[pa.RecordBatch]]:
+    """The table's batches, each as the part that is kept and the part that is not."""
+    reasons = pa.array(REASONS)
     begin = 0
-    for batch in artifacts.read_batches(path):
-        yield batch.filter(pa.array(verdict.leader[begin : begin + batch.num_rows], pa.string()).is_null())
-        begin += batch.num_rows
-
-
-def _duplicates(path: Path, verdict: Verdict) -> Iterator[pa.RecordBatch]:
-    begin = 0
-    for batch in artifacts.read_batches(path):
+    for batch in artifacts.read_batches(path, KEPT.names):
+        batch = batch.select(KEPT.names)  # the file's columns may be in another order
         here = slice(begin, begin + batch.num_rows)
-        leader = pa.array(verdict.leader[here], pa.string())
-        reason = pa.array(np.where(verdict.exact[here], "exact", "near"), pa.string())
-        columns = [*batch.columns, reason, leader, pa.array(verdict.similarity[here])]
-        yield pa.RecordBatch.from_arrays(columns, schema=DUPLICATES).filter(leader.is_valid())
+        leader = verdict.leader[here]
+        rows = np.flatnonzero(leader.is_valid().to_numpy(zero_copy_only=False))
+        columns = [
+            *batch.take(pa.array(rows)).columns,
+            reasons.take(pa.array(verdict.reason[here][rows])),
+            leader.take(pa.array(rows)),
+            pa.array(verdict.similarity[here][rows]),
+        ]
+        yield [batch.filter(leader.is_null()), pa.RecordBatch.from_arrays(columns, schema=DUPLICATES)]
         begin += batch.num_rows
+
+
+def check(path: Path, schema: pa.Schema, writer: str) -> None:
+    """Raises UserError if a table that the stage `writer` wrote lacks a column, has one of another type or no rows."""
+    there = pq.read_schema(path)
+    for field in schema:
+        if field.name not in there.names:
+            raise UserError(f"{path} has no column {field.name!r}. Make it again with --from {writer}.")
+        found = there.field(field.name).type
+        if found != field.type:
+            raise UserError(
+                f"{path}: the column {field.name!r} has type {found}, not {field.type}. Make it again with "
+                f"--from {writer}."
+            )
+    if not artifacts.count_rows(path):
+        raise UserError(f"{path} has no rows: nothing was left by {writer}. `seqkd status` says why.")
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -315,21 +391,16 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """
     path = inputs["kept"]
     section = recipe.dedupe
-    have = set(pq.read_schema(path).names)
-    missing = [name for name in KEPT.names if name not in have]
-    if missing:
-        raise UserError(f"{path} has no column {missing[0]!r}. Make it again with --from filter.")
-    if not artifacts.count_rows(path):
-        raise UserError(f"{path} has no rows: filter rejected everything. `seqkd status` says why.")
-    tables = Tables(path, section.against)
-    verdict = find_duplicates(tables, section.on, section.exact, section.near.threshold if section.near else None)
-    kept = artifacts.write_table(out / "kept.parquet", KEPT, _kept(path, verdict))
-    dropped = artifacts.write_table(out / "duplicates.parquet", DUPLICATES, _duplicates(path, verdict))
-    exact = int(verdict.exact.sum())
+    check(path, KEPT, "filter")
+    verdict = find_duplicates(Tables(path, section.against), section)
+    targets = [(out / "kept.parquet", KEPT), (out / "duplicates.parquet", DUPLICATES)]
+    kept, dropped = artifacts.write_tables(targets, _split(path, verdict))
+    counts = np.bincount(verdict.reason[verdict.leader.is_valid().to_numpy(zero_copy_only=False)], minlength=3)
+    looked_for = REASONS if section.semantic else REASONS[:2]
     return {
         "rows_in": artifacts.count_rows(path),
         "outcomes": {"kept": kept, "duplicate": dropped},
-        "reasons": {"exact": exact, "near": dropped - exact},
+        "reasons": {name: int(rows) for name, rows in zip(looked_for, counts, strict=False)},
     }
 
 

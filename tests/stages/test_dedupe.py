@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -225,3 +226,120 @@ def test_bad_tables_get_a_clear_message(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "thin.parquet")
     with pytest.raises(UserError, match="has no column 'prompt_id'"):
         dedupe.run(recipe(), {"kept": tmp_path / "thin.parquet"}, tmp_path)
+
+
+def test_the_best_is_by_score_then_reward_then_agreement_as_far_as_they_are_known(tmp_path: Path) -> None:
+    known = [(None, 9.0, 1.0), (3.0, None, 1.0), (3.0, 1.0, 0.2), (3.0, 1.0, 0.5), (2.0, 9.0, 1.0)]
+    rows = [
+        row(n, "Who?", "Spock", agreement) | {"score": score, "reward": reward}
+        for n, (score, reward, agreement) in enumerate(known)
+    ]
+    assert run(tmp_path, rows)[1].id.tolist() == ["000003"]
+    assert run(tmp_path, rows[:3])[1].id.tolist() == ["000002"]
+    ids = pa.chunked_array([["b", "a", "c"]])
+    assert dedupe.best_first(ids).tolist() == [1, 0, 2]
+    assert dedupe.best_first(ids, np.array([1.0, -np.inf, 1.0])).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("cores", [{0}, {0, 1}, {0, 1, 2, 3, 4}])
+def test_the_number_of_cores_does_not_matter(tmp_path: Path, cores: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(n, "Count", f"{LONG} {n % 70} {'and more ' * (n % 9)}") for n in range(300)]
+    monkeypatch.setattr(near, "COMPILE_BYTES", 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cores)
+    run(tmp_path, rows, on="completion")
+    found = [artifacts.file_digest(tmp_path / f"{name}.parquet") for name in ("kept", "duplicates")]
+    monkeypatch.undo()
+    run(tmp_path, rows, on="completion")
+    assert found == [artifacts.file_digest(tmp_path / f"{name}.parquet") for name in ("kept", "duplicates")]
+
+
+@pytest.fixture(scope="module")
+def static_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model2vec model in which some words mean the same."""
+    from model2vec import StaticModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    meanings = {"big": 0, "large": 0, "ship": 1, "vessel": 1, "small": 2, "the": 3, "fast": 4}
+    vocabulary = {"[UNK]": 0} | {word: n + 1 for n, word in enumerate(meanings)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    vectors = np.zeros((len(vocabulary), 6), np.float32)
+    vectors[0, 5] = 1
+    for word, direction in meanings.items():
+        vectors[vocabulary[word], direction] = 1
+    folder = tmp_path_factory.mktemp("static")
+    StaticModel(vectors, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_rows_that_say_the_same_in_other_words(tmp_path: Path, static_model: Path) -> None:
+    answers = [("the big ship", 0.5), ("the large vessel", 1.0), ("the small ship", 1.0), ("the Large vessel", 0.4),
+               ("the large vessel", 0.7), ("fast", 1.0)]  # fmt: skip
+    rows = [row(n, f"Question {n}", text, agreement) for n, (text, agreement) in enumerate(answers)]
+    section = {"on": "completion", "semantic": {"model": str(static_model)}}
+    counts, kept, dropped = run(tmp_path, rows, **section)
+    assert kept.id.tolist() == ["000001", "000002", "000005"]
+    assert dropped.id.tolist() == ["000000", "000003", "000004"]
+    assert dropped.reason.tolist() == ["semantic", "exact", "exact"]
+    assert dropped.duplicate_of.tolist() == ["000001"] * 3
+    assert dropped.similarity.tolist() == [1.0] * 3
+    assert counts["reasons"] == {"exact": 2, "near": 0, "semantic": 1}
+    # The exact copy of a row that repeats a third one repeats that one too.
+    rows[0] = row(0, "Question 0", "the big ship", 0.9)
+    twin = row(6, "Question 6", "the BIG ship", 0.1)
+    dropped = run(tmp_path, [*rows, twin], **section)[2].set_index("id")
+    assert tuple(dropped.loc["000006", ["reason", "duplicate_of"]]) == ("semantic", "000001")
+    # Texts of which the model knows no word are like nothing; a lower threshold.
+    section["semantic"] = section["semantic"] | {"on": "prompt"}
+    assert run(tmp_path, rows, **section)[0]["reasons"]["semantic"] == 0
+    section["semantic"] = {"model": str(static_model), "threshold": 0.6}
+    assert run(tmp_path, rows, **section)[1].id.tolist() == ["000001", "000005"]
+    against = tmp_path / "old.jsonl"
+    against.write_text(json.dumps({"id": "old", "prompt": "x", "completion": "the vessel large"}))
+    dropped = run(tmp_path, rows, against=against, **section)[2]
+    assert dropped[dropped.id == "000001"].duplicate_of.tolist() == ["old"]
+    assert dedupe.sources(recipe(**section)) == {"semantic": static_model}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_semantic_choice_is_the_greedy_choice_whatever_the_block(data: st.DataObject) -> None:
+    from pipeline import semantic
+
+    count, fixed = data.draw(st.integers(1, 24)), data.draw(st.integers(0, 3))
+    directions = data.draw(st.lists(st.tuples(*[st.integers(-2, 2)] * 3), min_size=count, max_size=count))
+    vectors = np.array(directions, np.float32)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    kept: list[int] = []
+    expected = []
+    for n in range(count):
+        scored = [(round(float(vectors[n] @ vectors[other]), 4), -other) for other in kept]
+        best, place = max(scored, default=(-1.0, 0))
+        if n >= fixed and best >= 0.7:
+            expected.append((-place, pytest.approx(best, abs=2e-4)))
+        else:
+            kept.append(n)
+            expected.append((-1, 1.0))
+    block = semantic.BLOCK
+    try:
+        semantic.BLOCK = data.draw(st.sampled_from([1, 3, 1024]))
+        leader, cosine = semantic.choose(vectors, fixed, 0.7)
+    finally:
+        semantic.BLOCK = block
+    assert list(zip(leader.tolist(), cosine.tolist(), strict=True)) == expected
+
+
+def test_a_model_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
+    rows = [row(0, "p", "a"), row(1, "p", "b")]
+    with pytest.raises(UserError, match=r"dedupe.semantic.model: nobody/nothing cannot be opened"):
+        run(tmp_path, rows, semantic={"model": "nobody/nothing"})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty cannot be opened"):
+        run(tmp_path, rows, semantic={"model": str(tmp_path / "empty")})
+    (tmp_path / "empty/config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=r"pip install sentence-transformers|cannot be opened"):
+        run(tmp_path, rows, semantic={"model": str(tmp_path / "empty")})
+    (tmp_path / "empty/config.json").write_text('{"model_type": "model2vec"}')
+    with pytest.raises(UserError, match=r"empty cannot be opened"):
+        run(tmp_path, rows, semantic={"model": str(tmp_path / "empty")})
