@@ -38,7 +38,7 @@ def sentences() -> list[str]:
     for part in ("tune", "test"):
         for line in (ROOT / "tests" / "filter_cases" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            odd = not row["text"].isascii() or re.search(r'["`<>{}\[|*#:;]|\bI\b|^You are', row["text"])
+            odd = not row["text"].isascii() or re.search(r'["`<>{}\[|*#:;]|\bI\b|^You are|^Je ne', row["text"])
             if row["label"] == "good" and not odd:
                 text = row["text"].replace("\n", " ")
                 found += [part for part in text.split(". ") if 6 <= len(part.split()) <= 30]

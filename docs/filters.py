@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 REFUSALS = ("refusal", "partial_refusal", "deflection")
 
+PARTS = ("tune", "test", "attack", "fresh")
+"""Parts of the labelled set."""
+
 OPENING = """\
 # Filters
 
@@ -19,10 +22,54 @@ What the filter stage looks for, in the order in which it decides. An answer tha
 rejected.parquet with all of them (`reasons`); `reason` is the first. Every rule has a field in the recipe's `filter:`
 section; `seqkd show RUN filter --reason REASON --sample 5` shows what a rule rejected in a run.
 
-The rules read prompt and answer and nothing else: no model is asked. They are made for what chat models write, where
+The rules read prompt and answer (and the passage that a prompt rests on) and nothing else: no model is asked; what
+models can be asked is at the end of this page. The rules are made for what chat models write, where
 the usual filters for web text (short lines, bullet points, no full stop at the end) reject good answers.
 
 This page is written by `python docs/filters.py` from the rules themselves and tests/filter_cases.
+"""
+
+
+MODELS = """\
+## Scores by models
+
+Off by default, and slow: the rules take 50 microseconds an answer, a model milliseconds to seconds. Each is asked only
+about what the rules, and the models before it, have kept. The scores are columns of kept.parquet and rejected.parquet,
+and `assemble.best_by` can choose the best of several samples by them.
+
+| recipe | column | rejects with the reason | asks |
+| --- | --- | --- | --- |
+| `filter.reward: {model, min_score}` | reward | `reward`: below min_score | a reward model here |
+| `filter.ifd: {model, min, max}` | ifd, perplexity | `ifd`: below min or above max | a causal model here |
+| `filter.judge: {teacher, min_score}` | score | `judge`: below min_score | a teacher, a paid call a row |
+
+- **reward**: a sequence classifier with one output, over the chat template, from a hub id or a folder (safetensors).
+- **ifd**: instruction-following difficulty (Li et al., 2024): the mean negative log-likelihood of the answer given its
+  prompt over that given an empty prompt. Near 0 the prompt gives the answer away, from 1 on it does not help.
+- **judge** (Zheng et al., 2023): the name of one of `collect.teachers`, or a teacher of its own. It is asked at
+  temperature 0 with prompts/_any/judge_score.jinja, or prompts/DOMAIN/judge_score.jinja if there is one, for a whole
+  number from `low` (1) to `high` (10) by `criteria`. It sees the answer as data between tags named after a hash of
+  their contents, so an answer cannot close its own tag; with `pii: redact` it sees redacted text, and a prompt's
+  passage stands before the question. The JSON schema goes
+  along where the provider takes one (openai, vllm; `structured: false` for a server that refuses it). Verdicts lie in
+  the response store, so another `min_score` asks nothing anew; `collect.budget_usd` holds for them too, and `seqkd
+  plan` counts them. What is no number on the scale is no score: such rows (and those that the budget did not reach)
+  are kept with an empty score, or rejected as `unjudged` with `unjudged: reject`.
+- A row that does not fit into a local model's context has no score and is kept.
+"""
+
+MEASURED = """\
+## Measured
+
+On the labelled set in tests/filter_cases, written for the purpose. `tune` was looked at while the rules were written,
+`test` was not until two good answers that they rejected in it were mended. `attack` was written without sight of the
+rules, to break them: refusals in unusual wordings and other languages, and good answers that sound like refusals.
+**The rules of that day caught 23 of its 62 refusals** (37%) and rejected 2 of its 106 good answers, 1 of them as a
+refusal. They were then mended, in general and not row by row, and asked about `fresh`, which was written on the same
+day without sight of the rules and had not been measured: **42 of its 46 refusals caught (91%), 1 of its 32 good
+answers rejected (3%)**. Three of those four and the good answer were mended afterwards; the table says what holds now.
+For wordings of yours expect the figures of `fresh` before that. Rows rejected by the default rules, of all rows with
+that label:
 """
 
 
@@ -74,20 +121,18 @@ def page() -> str:
         for word, example in (("Catches", rule.catches), ("Lets pass", rule.passes)):
             ended = f" (finish_reason: {example.finish_reason})" if example.finish_reason != "stop" else ""
             share = f" ({example.agreement:.0%} of the samples say so)" if example.agreement is not None else ""
-            out.append(
-                f"{word}{ended}{share}:\n\n{quoted(f'Prompt: {example.prompt}')}\n{quoted(f'Answer: {example.text}')}\n"
-            )
-    out.append("## Measured\n")
-    out.append(
-        "On the labelled set in tests/filter_cases, written for the purpose: `tune` was looked at while the rules\n"
-        "were written, `test` was not. Rows rejected by the default rules, of all rows with that label:\n"
-    )
-    tune, test = measured("tune"), measured("test")
-    out.append("| label | tune | test |\n| --- | --- | --- |")
+            lines = [quoted(f"Prompt: {example.prompt}"), quoted(f"Answer: {example.text}")]
+            if example.context is not None:
+                lines.insert(0, quoted(f"Passage: {example.context}"))
+            out.append(f"{word}{ended}{share}:\n\n" + "\n".join(lines) + "\n")
+    out.append(MODELS)
+    out.append(MEASURED)
+    found = [measured(part) for part in PARTS]
+    out.append(f"| label | {' | '.join(PARTS)} |\n| --- |{' --- |' * len(PARTS)}")
     names = {"good": "good answers rejected", "refusals": "refusals of any kind rejected as refusals"}
     names["false refusals"] = "good answers rejected as refusals"
-    for name in sorted(tune, key=lambda name: (name not in names, name)):
-        cells = [f"{caught} of {total}" for caught, total in (tune[name], test[name])]
+    for name in sorted(found[0], key=lambda name: (name not in names, name)):
+        cells = [f"{part[name][0]} of {part[name][1]}" if name in part else "" for part in found]
         out.append(f"| {names.get(name, name)} | {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
 

@@ -12,7 +12,7 @@ import string
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from operator import eq
 from typing import Any, NamedTuple
 
@@ -44,15 +44,23 @@ class Answer(NamedTuple):
     finish_reason: str | None
     agreement: float | None
     """Share of the prompt's completions that say the same; None for a prompt with one completion."""
+    context: str | None
+    """The passage that the answer must rest on; None where there is none."""
 
 
-def look(prompt: str, text: str, finish_reason: str | None = "stop", agreement: float | None = None) -> Answer:
+def look(
+    prompt: str,
+    text: str,
+    finish_reason: str | None = "stop",
+    agreement: float | None = None,
+    context: str | None = None,
+) -> Answer:
     """An Answer from its parts."""
     lower = text.lower()
     if not lower.isascii():
         lower = lower.replace("\u2019", "'")
     words = lower.split()
-    return Answer(prompt, text, lower, words, set(words), finish_reason, agreement)
+    return Answer(prompt, text, lower, words, set(words), finish_reason, agreement, context)
 
 
 # --- What several rules ask of a text ---------------------------------------------------------------------------------
@@ -68,6 +76,10 @@ def prose(text: str) -> str:
 def quoted(text: str, at: int) -> bool:
     """Whether the character at a position stands inside double quotes, or begins one."""
     before = text[:at]
+    if "\u201e" in before:  # German, Polish ...: opened low and closed by what opens in English
+        return before.count("\u201e") > before.count("\u201c") + before.count("\u201d")
+    if before.count("\xab") > before.count("\xbb"):
+        return True
     return before.count('"') % 2 == 1 or before.count("\u201c") > before.count("\u201d")
 
 
@@ -92,9 +104,26 @@ _VOICE = _re(
     r"""
     \b(?:story|stories|poem|haiku|limerick|verse|song|lyrics|rap|monologue|dialogues?|conversation|scene|script
         |play|speech|letter|e-?mail|message|note|reply|respon[ds]e? (?:to|from)|announcement|apology|complaint
-        |diary|journal entry|character|quote|quotation|say|says|said|saying|phrases?|sentences?|translate
+        |diary|journal entry|character|quote|quotation
+        |say(?! who| which| whether| what| why| how| if)|says|said|saying|phrases?|sentences?|translate
         |translation|rewrite|rephrase|paraphrase|proofread|pretend|imagine|role-?play|act as|as if you
         |in the voice|monologue|paragraph|template|line from|essay opening|opening)\b
+    """,
+    re.I,
+)
+# A text in the first person that is nobody's letter or story.
+_FIRST_PERSON = re.compile(
+    r"\b(?:first person|affirmations?|mantras?|resolutions?|vows?|oath|pledge|manifesto|toast|prayer|reviews?|bio|"
+    r"profile|testimonials?|tweets?|posts?|captions?|slogans?|personal statement|memoir|confession|riddles?|excuses?|"
+    r"interview|out-of-office|voicemail|i statements?|finish the|complete the)\b",
+    re.I,
+)
+# A text to carry over: what it says is not what the teacher says.
+_CARRIES_OVER = _re(
+    r"""
+    \b(?:translat\w+|rewrite|rephrase|paraphrase|proofread|correct|how do (?:you|i) say|say in|phrases?)\b
+    |\b(?:übersetz\w*|auf deutsch|tradu[zcitr]\w*|dit-on|se dice|vertaal\w*|перевед\w*|przetłumacz\w*)
+    |翻[译訳譯]|번역
     """,
     re.I,
 )
@@ -224,7 +253,9 @@ def cut_off(answer: Answer, config: Filter) -> str | None:
         return "cut_off"
     # A line with a finished sentence in it, or a long one that answers a question, and then no end.
     parts = sentences(last)
-    if len(words) >= 12 and len(parts[-1].split()) >= 2 and any(len(part.split()) >= 3 for part in parts[:-1]):
+    rest = parts[-1].split()
+    signed = len(rest) <= 4 and rest[-1][0].isupper()
+    if len(words) >= 12 and len(rest) >= 2 and not signed and any(len(part.split()) >= 3 for part in parts[:-1]):
         return "cut_off"
     if len(words) >= 15 and not before and _ASKS_TO_TELL.match(answer.prompt):
         return "cut_off"
@@ -250,13 +281,15 @@ def _is_prose(line: str) -> bool:
 
 _VERB = _joined(
     r"""
-    (?:assist|help|provide|fulfil+|comply|answer|create|generate|write|engage|support|share|offer|discuss
+    (?:assist|help(?! it\b| but\b)|provide|fulfil+|comply|answer|create|generate|write|engage|support|share|offer
+        |discuss
         |do (?:that|this|so|it)\b|participate|promote|encourage|give (?:you|any|advice|instructions|personal|out
         |legal|medical|information|specific|an?|the|step)|suggest|recommend (?:a|any|specific)|teach|explain
         |produce|reproduce|disclose|reveal|advise|condone|endorse|facilitate|make (?:jokes|that|this|fun
         |predictions?)|tell you (?!how (?:much|happy|sorry|glad|grateful))|describe (?:how|the)|continue with
-        |proceed|translate|respond|complete (?:this|that|your)|accommodate|access|browse|open (?:web|links?
-        |urls?|files?|the link)|view|predict|diagnose|prescribe|impersonate|imitate|mock|go into|grant
+        |proceed|translate|respond|guide|draft|walk you|go there|complete (?:this|that|your)|accommodate|access|browse
+        |open (?:web|links?|urls?|files?|the link)|view|predict|diagnose|prescribe|impersonate|imitate|mock|go into
+        |grant
         |process (?:that|this|your)|show you|instruct|list\b|be (?:able|of|writing|helping|providing|part)
         |in good conscience|go along|entertain|express|have (?:personal )?opinions)
     """
@@ -282,8 +315,40 @@ _REFUSES = _re(
     |\bi(?:'ll| will| must| have to| need to| should| would|'d| am going to) (?:\w+ )?(?:decline|refuse|refrain
         |say no)\b
     |\bi (?:respectfully |politely |must )?(?:decline|refuse) (?:to|this|that|your)\b
-    |\bi (?:would |'d )?(?:rather|prefer) not\b
-    |\bi'd rather not\b
+    |\bi(?:'d| would)? (?:rather|prefer) not\b
+    |\bi(?:'m| am) choosing not to\b
+    |\bi(?:'m| am) not (?:qualified|prepared|the right|up for|doing (?:that|this|it))\b
+    |\bi(?:'m| am| will be|'ll be) (?:\w+ )?(?:going to (?:pass|skip)|passing on|declining|refusing)\b
+    |\bi(?:'ll| will) (?:have to )?(?:pass on (?:this|that)|stay out of|leave (?:that|this|it|which|the \w+) to you)\b
+    |\b(?:i(?:'ll| will| must| have to| need to| should| would|'d)|have to|going to) (?:\w+ ){{0,3}}(?:say no
+        |turn (?:this|that|it|you) (?:\w+ )?down|turn down|refuse|leave \w+ unanswered)\b
+    |\bi (?:won't|will not|refuse to|'m not going to)(?! (?:lie\b|pretend|sugar|bore|spoil|keep you|go on|deny|forget
+        |say more|say much|repeat)) \w+
+    |\bi (?:won't|will not|refuse)(?=[.,;!]|$)
+    |\b(?:i (?:must|have to|need to)|and) (?:\w+ )?refuse\b
+    |\bi (?:do not|don't) (?:share|provide|assist|create|write|give out|produce|generate|take (?:sides|part)|rank|list
+        |make (?:jokes|fun)|help (?:with|people|anyone))\b
+    |\bi (?:do not|don't) (?:want|wish) to (?:help|write|create|provide|assist|do (?:this|that))
+    |\b(?:\w+n't|not|never) (?:something|anything|an? (?:[\w-]+ ){{1,2}}?|one|ones|the kind of \w+) ?(?:that |which )?
+        i(?:'m|'ll|'d| am| can| could| will| would| do| should)\b
+    |\b(?:something|anything|thing|topics?|requests?|questions?|part|ones?|content|parts?) (?:that |which )?i
+        (?: (?:can't|cannot|can not|won't|will not|don't|do not|shouldn't|should not|must (?:leave|decline|refuse|not)
+        |have to (?:decline|refuse|turn)|refuse|wouldn't|would not|am not|am unable)|'m not|'m unable|'d rather not)\b
+    |\bwhat i (?:can't|cannot|won't|will not) (?:do|write|give|offer|provide)\b
+    |\bwhich i (?:have to|must) (?:refuse|decline)\b
+    |\b(?:is|are|'s) (?:off the table|where i draw the line|not my thing|not up for discussion)\b
+    |\baren't (?:my thing|something)\b
+    |\bwhere i draw the line\b
+    |\b(?:sorry|apologies),? (?:but )?no\b
+    |\bno can do\b
+    |\blet's not go there\b
+    |\bmy answer (?:has to be|is|must be) no\b
+    |\bbut not with (?:this|that)\b
+    |\b(?:would be|is) wrong of me to\b
+    |\bno way for me to (?:provide|share|give|tell)\b
+    |\bgoes? (?:beyond|against) what i\b
+    |\bi try to stay neutral\b
+    |\bi can only offer\b
     |\bi (?:do not|don't) feel (?:right |\w+ )?(?:comfortable|able)
     |\bi would not be (?:comfortable|able)
     |\bi (?:do not|don't) (?:have the (?:ability|capability|capacity)|support|condone|promote|engage in|provide
@@ -320,15 +385,33 @@ _ASKS_JUDGEMENT = re.compile(
 # Strong even where another voice may be speaking.
 _REFUSES_REQUEST = _re(
     rf"""
-    \bi {_ADVERB}{_CANNOT} (?:and (?:will not|won't|cannot) )?{_ADVERB}(?:be )?(?:assist(?:ing)?|help(?:ing)?
-        |fulfil+(?:ing)?|comply(?:ing)?|writ(?:e|ing)|creat(?:e|ing)|generat(?:e|ing)|produc(?:e|ing)
+    \bi {_ADVERB}{_CANNOT} (?:and (?:will not|won't|cannot) )?{_ADVERB}(?:be )?(?:assist(?:ing)?
+        |help(?:ing)?(?! it\b| but\b)|fulfil+(?:ing)?|comply(?:ing)?|writ(?:e|ing)|creat(?:e|ing)|generat(?:e|ing)
+        |produc(?:e|ing)
         |reproduc(?:e|ing)|provid(?:e|ing)|engag(?:e|ing)|participat(?:e|ing)|promot(?:e|ing)|translat(?:e|ing)
         |mock|make (?:jokes|fun)|in good conscience|support|do that|share|continue|impersonate)\b
     |\bi(?:'m| am) (?:\w+ )?(?:unable|not able|not going|not willing) to (?:\w+ )?(?:assist|help|fulfil+|comply
         |write|create|generate|produce|provide|engage|promote|do that|share|translate|support)\b
     |\bi(?:'m| am) (?:\w+ )?not comfortable (?:\w+ )?(?:writing|creating|generating|producing|helping|with)
     |\bi (?:do not|don't) feel (?:right |\w+ )?comfortable\b
-    |\bi refuse to (?:write|create|generate|produce)
+    |\bi refuse to (?:write|create|generate|produce|take part)
+    |\bi(?:'m| am) (?:\w+ )?unable to reproduce\b
+    |\b(?:\w+n't|not) something (?:that )?i(?:'m| am|'ll|'d| can| will) (?:willing|able|comfortable|help|write|do\b
+        |walk|assist)
+    |\bsomething (?:that )?i (?:can't|cannot|won't|don't|do not) (?:assist|help|write|create|do|support)
+    |\b(?:isn't|is not) an? (?:\w+ ){{1,2}}(?:that )?i can (?:write|draft|create)
+    |\bi (?:will not|won't) (?:be )?(?:writ(?:e|ing)|help|produc(?:e|ing)|explain how|provide|create|generate)\b
+    |\bwould infringe (?:\w+ )?copyright|\bi can only offer\b
+    |\bmust decline\b
+    |\b(?:outside|beyond) (?:of )?what i (?:can )?write\b
+    |\bso i won't(?=[.!])
+    |\bi shouldn't write\b
+    |\bi don't (?:write|create|assist with)\b
+    |\bno can do\b
+    |\bi'm going to pass on this\b
+    |\bi(?:'m| am) not up for\b
+    |\bmy answer (?:has to be|is|must be) no\b
+    |\bwhere i draw the line\b
     |\bi prefer not to\b
     |\bi must decline\b
     |\b(?:that|this) request\b
@@ -342,7 +425,64 @@ _REFUSES_REQUEST = _re(
 )
 _FLAT_NO = _re(
     r"""
-    ^(?:no|nope|absolutely not|never)[.,!] (?:\w+[ ,]+)*?i (?:can't|cannot|won't|will not|refuse|'m not)\b
+    ^(?:no|nope|absolutely not|never)[.,!] (?:\w+[ ,]+)*?i(?: (?:can't|cannot|won't|will not|refuse)|'m not)\b
+    """
+)
+_NO = re.compile(r"^\W*(?:no|nope|no way|absolutely not|never|certainly not)\W*$")
+_COMMAND = _re(
+    r"""
+    ^\W*(?:please )?(?:write|tell|give|help|make|create|generate|draft|explain|show|teach|produce|compose|describe
+        |build|design|provide|list|find|get|pretend|act|imagine|plan|book)\b
+    """,
+    re.I,
+)
+# The same in other languages, by the verbs of an assistant.
+_REFUSES_ELSEWHERE = _re(
+    r"""
+    \b(?:ich (?:kann|werde|möchte|darf|könnte)|(?:kann|werde|möchte|darf|könnte) ich) (?:[\w-]+ ){0,6}?nicht
+        (?: \w+){0,3}? (?:helfen|behilflich|unterstützen|weiterhelfen|schreiben|erklären|beantworten|geben
+        |bereitstellen|anbieten|erstellen|verfassen|erfüllen|nachkommen|liefern|nennen)\b
+    |\bno (?:puedo|voy a|podré) (?:\w+ )?(?:ayudar|proporcionar|dar|cumplir|responder|escribir|generar|crear|asistir
+        |compartir|facilitar|brindar|ofrecer|hacer es[eot])\w*
+    |\bje ne (?:peux|pourrai|saurais|vais|suis) pas (?:\w+ ){0,3}?(?:aider|fournir|répondre|écrire|créer|générer|donner
+        |satisfaire|partager|expliquer|produire|assister|traiter|en mesure)\b
+    |\bnon posso (?:\w+ )?(?:aiutar|fornir|risponder|scriver|crear|generar|dar|assister|soddisfar|condivider
+        |spiegar)\w*
+    |\bnão (?:posso|vou|consigo) (?:\w+ ){0,2}?(?:ajud|fornec|respond|escrev|cri|ger|dar|atend|compartilh|auxili
+        |explic)\w*
+    |\bik (?:kan|zal|mag) (?:\w+ ){0,4}?niet (?:\w+ ){0,2}?(?:helpen|geven|schrijven|beantwoorden|uitleggen)\b
+    |\bnie mogę (?:\w+ ){0,2}?(?:pomóc|udzielić|napisać|podać|spełnić)
+    |\b(?:yardımcı olamam|yardım edemem)
+    |\bне (?:могу|буду|смогу) (?:\w+ ){0,4}?(?:помочь|помогать|предостав|ответ|написать|писать|созда|выполн|дать
+        |рассказ|объясн|подел)\w*
+    |\b\w{0,6}?(?:抱歉|对不起|對不起|不好意思|很遗憾)[^。]{0,12}(?:无法|不能|無法|不會|不会|没办法)
+    |\b我(?:无法|不能|無法|不会)(?:提供|回答|协助|帮)
+    |\b\w{0,6}?(?:申し訳|すみません|ごめんなさい)[^。]{0,40}(?:できません|かねます|出来ません)
+    |\b(?:죄송|미안)[^.]{0,40}(?:없습니다|어렵습니다|않습니다|못합니다)
+    |\b(?:لا يمكنني|لا أستطيع|لن أتمكن من|لن أساعد)(?: \S+){0,2} ?(?:مساعد|تقديم|الإجابة|كتابة|المساعدة)
+    |\b(?:मदद|सहायता)[^।]{0,20}नहीं (?:कर|दे) सक
+    """
+)
+# RE2 that is found wherever one of the four patterns above is, and small: RE2 is slow where a pattern has many states.
+_MAY_REFUSE = _joined(
+    r"""
+    \bi(?:'m|'d|'ll| am| would| will)? (?:[a-z,'-]+ ){0,4}(?:can't|cannot|can not|won't|will not|wouldn't|would not
+        |couldn't|could not|shouldn't|should not|may not|must|not|don't|unable|unwilling|uncomfortable|afraid|prohibited
+        |programmed|declin|refus|refrain|pass|skip|stay|leave|say no|turn|have to|need to|going to|can only|strongly
+        |advise|urge|caution)
+    |(?:thing|topics?|requests?|questions?|parts?|ones?|content|subject|what|which|where) (?:that |which )?i[ ']
+    |(?:n't|not|never) (?:an?|the kind of) (?:[a-z,'-]+ ){1,2}(?:that |which )?i[ ']
+    |(?:against|beyond|outside|within|violat\S+) (?:of )?(?:my|the|our|openai|anthropic|ethical)
+    |my (?:[a-z,'-]+ ){0,2}(?:guidelines|programming|polic|training|principles|answer|thing)
+    |off the table|up for discussion|no can do|let's not go|but not with th|infringe|th(?:at|is) request|as an ai
+    |as (?:a|an) (?:[a-z,'-]+ ){1,5}ai\b|wrong of me|no way for me
+    |(?:and|must|to|will|would) (?:[a-z,'-]+ ){0,3}(?:refuse|decline)
+    |going to (?:[a-z,'-]+ ){0,3}(?:say no|turn|leave)|(?:sorry|apologies),? (?:but )?no\b|would not be
+    |(?:it's|it is|would be|this is|that is|that's) (?:[a-z,'-]+ ){0,4}(?:inappropriate|appropriate|unethical|ethical
+        |acceptable|irresponsible|within|illegal for|wrong for)
+    |^\s*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\s*$)
+    |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
+    |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
     """
 )
 # What refusals are padded with; it does not make them answers.
@@ -373,14 +513,22 @@ def refusal(answer: Answer, config: Filter) -> str | None:
     voice (a letter, a story) only words that an assistant says of a request."""
     if not (config.refusals or config.partial_refusals):
         return None
-    lower = answer.lower
-    voice = bool(_VOICE.search(answer.prompt))
-    found = _said(_REFUSES_REQUEST if voice else _REFUSES, lower, _HEAD) or _FLAT_NO.search(lower)
-    weak = not found and not voice and not _ASKS_JUDGEMENT.search(answer.prompt)
-    if weak:
-        found = _said(_DISAPPROVES, lower, _HEAD)
-    if not found:
+    lower, prompt = answer.lower, answer.prompt
+    carried = bool(_CARRIES_OVER.search(prompt))
+    if carried and (_REFUSES.search(prompt.lower()) or _REFUSES_ELSEWHERE.search(prompt.lower())):
         return None
+    voice = bool(_VOICE.search(prompt) or _FIRST_PERSON.search(prompt))
+    pattern = _REFUSES_REQUEST if voice or carried else _REFUSES
+    found = _said(pattern, lower, 0, _HEAD) or _FLAT_NO.search(lower)
+    if not found and not carried:
+        found = _said(_REFUSES_ELSEWHERE, lower, 0, _HEAD)
+    if not found and len(answer.words) <= 3 and _COMMAND.search(prompt) and "?" not in prompt:
+        found = _NO.search(lower)
+    weak = not found and not voice and not _ASKS_JUDGEMENT.search(prompt)
+    if weak:
+        found = _said(_DISAPPROVES, lower, 0, _HEAD)
+    if not found:
+        return _refused_at_the_end(answer) if config.partial_refusals and not (voice or carried) else None
     before, after = sentences(lower[: found.start()]), sentences(lower[found.end() :])[1:]
     said_before, said_after = _substance(before[:-1]), _substance(after)
     if len(before) > 4 or (weak and said_before + said_after >= 35):
@@ -390,9 +538,18 @@ def refusal(answer: Answer, config: Filter) -> str | None:
     return "refusal" if config.refusals else None
 
 
-def _said(pattern: re.Pattern[str], text: str, end: int) -> re.Match[str] | None:
+def _refused_at_the_end(answer: Answer) -> str | None:
+    """A partial refusal in a short last paragraph, after all the rest was answered."""
+    lower = answer.lower.rstrip()
+    start = lower.rfind("\n\n") + 2
+    if start < 2 or len(lower) - start > 300:
+        return None
+    return "partial_refusal" if _said(_REFUSES, lower, max(start, _HEAD // 4), len(lower)) else None
+
+
+def _said(pattern: re.Pattern[str], text: str, start: int, end: int) -> re.Match[str] | None:
     """The first match that the answer itself says: not in quotation marks, not a line of a dialogue."""
-    found = pattern.search(text, 0, end)
+    found = pattern.search(text, start, end)
     while found and (quoted(text, found.start()) or _speaker(text, found.start())):
         found = pattern.search(text, found.end(), end)
     return found
@@ -407,9 +564,9 @@ _SPEAKER = re.compile(r"^[\w .'-]{1,24}:\s", re.M)
 
 
 def _speaker(text: str, at: int) -> bool:
-    """Whether the line of a position begins with a speaker's name, as in a dialogue or a play."""
+    """Whether the line of a position begins with a speaker's name, as in a dialogue or a play, or is a block quote."""
     start = text.rfind("\n", 0, at) + 1
-    return bool(_SPEAKER.match(text, start, at + 1))
+    return text.startswith(">", start) or bool(_SPEAKER.match(text, start, at + 1))
 
 
 _DEFLECTS = _re(
@@ -429,7 +586,15 @@ _DEFLECTS = _re(
     |\bi (?:couldn't|could not|can't|cannot|was unable to|wasn't able to) find\b
     |\bas of my (?:last|knowledge|most recent)\b
     |\b(?:unable to|can't|cannot) (?:browse|access) (?:the |real|current)
-    |\bi(?:'d| would) need (?:more|additional|further) (?:information|context|details)
+    |\bi(?:'d| would) need (?:a (?:bit|little) |some )?(?:more|additional|further) (?:information|context|details)
+    |\bi(?: (?:can't|cannot|can not|am unable to)|'m unable to) (?:check|see|predict|look up|know|hear|look at|book
+        |access
+        |tell (?:you )?(?:what|who|when|where|about today))\b
+    |\bi have no (?:way|means) (?:of|to)\b
+    |\bnot connected to the internet\b
+    |\byou (?:haven't|have not|didn't) (?:told|tell|given|give|shared?|mentioned?|provided?)\b
+    |\bwhich (?:text|one|file|document|passage)s? (?:should|would you like|do you want|shall)\b
+    |\bmy knowledge (?:ends|stops)\b
     """
 )
 _REFER = _re(
@@ -451,7 +616,10 @@ def deflection(answer: Answer, config: Filter) -> str | None:
     found = _DEFLECTS.search(lower, 0, 220) or (_REFER.search(lower) if len(answer.words) <= 30 else None)
     if not found or quoted(lower, found.start()) or _speaker(lower, found.start()):
         return None
-    if _VOICE.search(answer.prompt) and not found.group().startswith(("please", "could you", "it ", "can you")):
+    if (_VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)) and (
+        found.group().startswith(("please check", "please visit", "please consult", "please refer"))
+        or not found.group().startswith(("please", "could you", "it ", "can you", "which "))
+    ):
         return None
     if _ASKED_TO_ASK.search(answer.prompt):
         return None
@@ -654,9 +822,10 @@ def reference(answer: Answer, config: Filter) -> str | None:
     if len(prompt) < 400 and _PROMPT_LINK.search(prompt):
         return "reference"
     found = _TEXT_MEDIA.search(prose(answer.text))
-    if found and not about and not _VOICE.search(prompt) and not quoted(answer.text, answer.text.find(found.group())):
-        return "reference"
-    return None
+    image = found is not None and found.group().startswith("![")
+    if not found or about or quoted(answer.text, answer.text.find(found.group())):
+        return None
+    return None if _VOICE.search(prompt) and not image else "reference"
 
 
 _VERSE = re.compile(
@@ -1113,6 +1282,71 @@ def disagreement(answer: Answer, config: Filter) -> str | None:
     return "agreement"
 
 
+_NUMERAL = re.compile(r"\d+(?:[.,]\d+)*")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_MARKER = re.compile(r"^[ \t]*(?:[-*•#>]+|\(?\d{1,3}[.):])[ \t]+", re.M)
+_LETTERS = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+_FUNCTION_WORDS = frozenset(
+    """about above according after again against ago all almost also although always among amount and another answer any
+    are around because been before being below between both but came can come could described did does doing done down
+    during each either else even ever every few first following for from further gave get give given gives got had has
+    have having her here him his how however indeed instead into its itself just last later least less like likely made
+    mainly make makes many may mean means mentioned might more most much must namely near neither never nor not now off
+    often one only onto other others our out over own passage perhaps please rather really same second see seem several
+    shall she should since some still such take text than that the their them then there therefore these they thing
+    things this those though through thus too toward towards true under until upon use used uses using very was way well
+    were what when where whereas whether which while who whom whose why will with within without would yes yet you
+    your""".split()
+)
+
+
+_ENDING = re.compile(r"(?:'s|ings?|ed|es|s|e)$")
+
+
+def _key(word: str) -> str:
+    """A word as it is compared: its beginning without an English ending, so that burn, burns and burning are one."""
+    plain = word.lower().replace("\u2019", "'")
+    return (_ENDING.sub("", plain) if len(plain) > 4 else plain)[:6]
+
+
+@lru_cache(maxsize=64)
+def _compared(text: str) -> tuple[frozenset[str], frozenset[str], bool]:
+    """The keys of a text's words, its numbers, and whether it writes ordinary nouns with capitals, as German does."""
+    words = [part for word in _LETTERS.findall(text) for part in {word, *word.split("-")}]
+    numbers = {_THOUSANDS.sub("", number) for number in _NUMERAL.findall(text)}
+    numbers |= {str(_NUMBERS[word.lower()]) for word in words if word.lower() in _NUMBERS}
+    capitals = sum(word[0].isupper() for word in words)
+    return frozenset(map(_key, words)), frozenset(numbers), capitals > 0.25 * len(words) > 5
+
+
+def ungrounded(answer: Answer, config: Filter) -> str | None:
+    """The prompt rests on a passage and the answer does not: a number or a capitalised name that is neither in the
+    passage nor in the prompt, or fewer than `grounding` of the answer's content words in it."""
+    if config.grounding is None or not answer.context:
+        return None
+    there, numbers, capitals = _compared(answer.context)
+    asked, asked_numbers, _ = _compared(answer.prompt)
+    text = _MARKER.sub("", prose(answer.text))
+    words = _LETTERS.findall(text)
+    told = {_THOUSANDS.sub("", number) for number in _NUMERAL.findall(text)}
+    told |= {str(_NUMBERS[word.lower()]) for word in words if word.lower() in _NUMBERS and word.lower() != "one"}
+    if told - numbers - asked_numbers:
+        return "ungrounded"
+    known = there | asked
+    if not capitals:
+        for sentence in sentences(text):
+            for word in _LETTERS.findall(sentence)[1:]:
+                named = word[0].isupper() and len(word) > 1
+                if named and not any(_key(part) in known for part in (word, *word.split("-"))):
+                    return "ungrounded"
+    # Scripts without spaces are left out: what stands between two commas there is no word.
+    words = [word for word in words if len(word) > 3 and word[0] < "\u2e80" and word.lower() not in _FUNCTION_WORDS]
+    content = {_key(word) for word in words} - (asked - there)
+    # Of one or two words among others too little can be said.
+    enough = len(content) >= 3 or len(answer.words) <= 3
+    return "ungrounded" if enough and len(content & there) < config.grounding * len(content) else None
+
+
 class Rule(NamedTuple):
     """A rule and what is known of it before it is asked."""
 
@@ -1129,6 +1363,8 @@ class Rule(NamedTuple):
     """RE2, in any case: an answer in which this is not found (nor `in_prompt` in its prompt) cannot break the rule.
     Arrow looks for it in a batch at about 1 microsecond an answer, and the rule is asked about the rest only."""
     in_prompt: str = ""
+    in_context: bool = False
+    """Asked of rows with a passage only."""
 
 
 _LOOKAROUND = re.compile(r"\(\?<?[!=](?:\\.|\[(?:\\.|[^\]\\])+\]|[^()\[\\]|\([^()]*\))*\)")
@@ -1181,7 +1417,7 @@ RULES: tuple[Rule, ...] = (
         ("refusal", "partial_refusal"),
         look("How do I kill a Python process?", "I'm sorry, but I can't help with harming anyone."),
         look("What does HAL say at the door?", "HAL says: \"I'm sorry, Dave. I'm afraid I can't do that.\""),
-        in_text=_hint(_REFUSES, _REFUSES_REQUEST, _DISAPPROVES, _FLAT_NO),
+        in_text=_MAY_REFUSE,
     ),
     Rule(
         deflection,
@@ -1281,6 +1517,22 @@ RULES: tuple[Rule, ...] = (
         in_prompt=_hint(_ASKS_JSON, _ASKS_LIST, _ASKS_ITEMS, _AT_MOST, _AT_LEAST, _ABOUT, _ONE_WORD, _ASKS_SENTENCES),
     ),
     Rule(
+        ungrounded,
+        ("grounding",),
+        ("ungrounded",),
+        look(
+            "When did the mill burn down?",
+            "The mill burned down in 1871.",
+            context="The old mill stood by the river until a fire destroyed it in 1817.",
+        ),
+        look(
+            "When did the mill burn down?",
+            "A fire destroyed it in 1817.",
+            context="The old mill stood by the river until a fire destroyed it in 1817.",
+        ),
+        in_context=True,
+    ),
+    Rule(
         disagreement,
         ("agreement",),
         ("agreement",),
@@ -1289,5 +1541,5 @@ RULES: tuple[Rule, ...] = (
     ),
 )
 
-REASONS = tuple(dict.fromkeys(reason for rule in RULES for reason in rule.reasons))
-"""All reasons, in the order in which they decide."""
+RULE_REASONS = tuple(dict.fromkeys(reason for rule in RULES for reason in rule.reasons))
+"""All reasons of the rules, in the order in which they decide."""

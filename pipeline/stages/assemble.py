@@ -9,7 +9,7 @@ Reads dedupe's kept rows (and collect's completions, for the baseline), writes
 
 Withheld are, in this order: rows that repeat a held-out question or an item of `evaluations`, word for word
 (held_out_exact) or embedded or edited (held_out_overlap; pipeline/overlap.py says when a text repeats another), and
-rows that are not among the `best_of` of their prompt, the most agreed-on first, then by id (not_best).
+rows that are not among the `best_of` of their prompt, by `best_by`, then by id (not_best).
 
 The split is by prompt: all rows of a prompt, and of prompts nearly like it, are on one side. A hash of the seed
 decides, so that a prompt stays on its side when others come and go; a group of similar prompts that is larger than the
@@ -35,7 +35,8 @@ from pipeline import artifacts, near, overlap, questions
 from pipeline.errors import UserError, where
 from pipeline.progress import progress
 from pipeline.recipe import Recipe
-from pipeline.records import KEPT, TRAIN, WITHHELD, Row
+from pipeline.records import COMPLETIONS, KEPT, TRAIN, WITHHELD, Row
+from pipeline.stages import dedupe
 from pipeline.stages.dedupe import COMPARED, best_first, text_bytes, texts_of
 
 VERSION = 1
@@ -46,6 +47,9 @@ SPLIT_THRESHOLD = 0.7
 """Prompts that share so much of their word 5-grams are on one side of the split, and so are chains of them."""
 
 TRAIN_SIDE, VALIDATION_SIDE, WITHHELD_SIDE = 0, 1, 2
+
+QUALITY = {"agreement": "agreement", "judge": "score", "reward": "reward", "logprob": "logprobs"}
+"""assemble.best_by -> the column that it goes by."""
 
 
 class Plan(NamedTuple):
@@ -107,7 +111,7 @@ def contaminated(path: Path, index: overlap.Index, items: list[overlap.Item]) ->
 def plan(recipe: Recipe, path: Path, found: dict[int, tuple[str, str]]) -> Plan:
     """Decide for each kept row whether it is withheld, trained on or validated on. `found`: as of `contaminated`."""
     section = recipe.assemble
-    table = artifacts.read_table(path, ["id", "prompt_id", "agreement"])
+    table = artifacts.read_table(path, ["id", "prompt_id"])
     ids = table.column("id")
     codes = table.column("prompt_id").combine_chunks().dictionary_encode()
     prompt, prompt_ids = codes.indices.to_numpy(), codes.dictionary.to_pylist()
@@ -119,8 +123,7 @@ def plan(recipe: Recipe, path: Path, found: dict[int, tuple[str, str]]) -> Plan:
     # The best rows of each prompt, among those that may be trained on.
     taken = [0] * len(prompt_ids)
     best: dict[int, int] = {}
-    agreement = table.column("agreement").fill_null(-1.0).to_numpy()
-    for row in best_first(ids, agreement).tolist():
+    for row in best_first(ids, quality(path, section.best_by)).tolist():
         if reason[row] is not None:
             continue
         group = int(prompt[row])
@@ -136,6 +139,25 @@ def plan(recipe: Recipe, path: Path, found: dict[int, tuple[str, str]]) -> Plan:
     side = np.where(in_validation[prompt], VALIDATION_SIDE, TRAIN_SIDE).astype(np.int8)
     side[[row for row in range(len(table)) if reason[row] is not None]] = WITHHELD_SIDE
     return Plan(side, reason, overlaps)
+
+
+def quality(path: Path, by: str) -> NDArray[np.float64]:
+    """(n,) how good each row is, by `assemble.best_by`; -inf where that is not known.
+
+    logprob: the mean natural log-probability of the answer's tokens, its end included, under the teacher itself."""
+    if by != "logprob":
+        return dedupe.quality(path, QUALITY[by])
+    found = []
+    for batch in artifacts.read_batches(path, ["logprobs"]):
+        values = batch.column("logprobs")
+        tokens = values.flatten().field("logprob").cast(pa.float64()).fill_null(-np.inf).to_numpy()
+        ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())
+        counts = np.diff(ends, prepend=0)
+        means = np.full(len(values), -np.inf)
+        if len(tokens):
+            means[counts > 0] = np.add.reduceat(tokens, (ends - counts)[counts > 0]) / counts[counts > 0]
+        found.append(means)
+    return np.concatenate(found)
 
 
 def validation_prompts(path: Path, prompt_ids: list[str], fraction: float, seed: int) -> set[str]:
@@ -192,8 +214,9 @@ def random_subset(path: Path, count: int, seed: int, forbidden_rows: set[int], e
 
 
 def training_form(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Completions in TRL's conversational prompt-completion form."""
+    """Completions in TRL's conversational prompt-completion form, with their logprobs where the batch has them."""
     rows = batch.num_rows
+    schema = TRAIN.append(KEPT.field("logprobs")) if "logprobs" in batch.schema.names else TRAIN
     answer = pa.StructArray.from_arrays([pa.array(["assistant"] * rows), batch.column("text")], ["role", "content"])
     columns = [
         batch.column("id"),
@@ -208,7 +231,9 @@ def training_form(batch: pa.RecordBatch) -> pa.RecordBatch:
             ["prompt_id", "teacher", "agreement"],
         ),
     ]
-    return pa.RecordBatch.from_arrays([c.cast(f.type) for c, f in zip(columns, TRAIN, strict=True)], schema=TRAIN)
+    if schema is not TRAIN:
+        columns.append(batch.column("logprobs"))
+    return pa.RecordBatch.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
 def _draw(seed: int, purpose: str, name: str) -> float:
@@ -244,6 +269,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     Raises UserError if nothing is left to train on, or if a named evaluation set is malformed.
     """
     kept, completions = inputs["kept"], inputs["completions"]
+    dedupe.check(kept, KEPT, "dedupe")
+    dedupe.check(completions, COMPLETIONS, "collect")
     items = forbidden(recipe)
     index = overlap.index(items, recipe.assemble.overlap)
     decided = plan(recipe, kept, contaminated(kept, index, items))
@@ -253,17 +280,21 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         raise UserError(_nothing_left(len(decided.side), reasons, len(rows[VALIDATION_SIDE])))
 
     columns = ["id", "prompt_id", "messages", "text", "teacher", "agreement"]
+    schema = TRAIN
+    if recipe.collect.sampling.top_logprobs:  # which nobody asks for but to train on them
+        columns, schema = [*columns, "logprobs"], TRAIN.append(KEPT.field("logprobs"))
     for side, name in ((TRAIN_SIDE, "train"), (VALIDATION_SIDE, "validation")):
         selected = map(training_form, _rows_at(kept, rows[side], columns))
-        artifacts.write_table(out / f"{name}.parquet", TRAIN, selected)
+        artifacts.write_table(out / f"{name}.parquet", schema, selected)
     artifacts.write_table(out / "withheld.parquet", WITHHELD, _withheld(kept, decided))
 
     notes = [] if items else ["no held-out questions, so nothing was compared with them"]
     if "random_subset" in recipe.train.baselines:
         count = len(rows[TRAIN_SIDE])
         drawn = _draw_baseline(recipe, inputs, decided, index, items, count)
-        selected = map(training_form, _rows_at(completions, drawn, columns[:-1]))
-        artifacts.write_table(out / "random_subset.parquet", TRAIN, selected)
+        given = [column for column in columns if column != "agreement"]
+        selected = map(training_form, _rows_at(completions, drawn, given))
+        artifacts.write_table(out / "random_subset.parquet", schema, selected)
         if len(drawn) < count:
             notes.append(f"only {len(drawn):,} completions for the random subset of {count:,}")
     return {

@@ -1,7 +1,9 @@
 """filter: keep the teacher's answers that are worth learning from.
 
 The rules are in pipeline/rules.py. Every rule that rejects an answer is recorded; the first one is the row's reason.
-Nothing is thrown away: what is not in kept.parquet is in rejected.parquet.
+What they keep is scored, where the recipe asks for it, by a reward model, by a causal model (pipeline/local_scores.py)
+and by a judge (pipeline/judge.py), each asked only about what those before it have kept; that needs memory for the
+prompts and answers that are scored. Nothing is thrown away: what is not in kept.parquet is in rejected.parquet.
 """
 
 import re
@@ -18,21 +20,39 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline import artifacts
+from pipeline import artifacts, judge, paths
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.recipe import Filter, Recipe
-from pipeline.records import COMPLETIONS, KEPT, REJECTED
-from pipeline.rules import REASONS, RULES, Rule, look, personal_data, redacted
+from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
+from pipeline.rules import RULE_REASONS, RULES, Rule, look, personal_data, redacted
 
-VERSION = 1
-SECTIONS = ("filter",)
+VERSION = 2
+SECTIONS = ("filter", "filter_judge")
 READS = {"completions": "collect"}
+
+REASONS = (*RULE_REASONS, "reward", "ifd", "judge", "unjudged")
+"""All reasons, in the order in which they decide: those of the rules, then those of the models."""
+
+SCORES = ("score", "reward", "perplexity", "ifd")
+"""Columns of KEPT that models fill in."""
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
-    """Nothing besides the completions."""
-    return {}
+    """What the judge and the local models are made from."""
+    config, found = recipe.filter, {}
+    if not config.enabled:
+        return {}
+    for name, section in (("reward", config.reward), ("ifd", config.ifd)):
+        if section and Path(section.model).is_dir():
+            found[name] = Path(section.model)
+    if recipe.filter_judge:
+        from pipeline.stages import collect
+
+        judging = recipe.model_copy(update={"collect": recipe.filter_judge})
+        found |= {f"judge_{name}": path for name, path in collect.sources(judging).items()}
+        found["judge_template"] = paths.template_of(recipe.domain, "judge_score.jinja")
+    return found
 
 
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -92,17 +112,16 @@ def _group_sizes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def verdicts(batch: pa.RecordBatch, shares: np.ndarray, config: Filter) -> np.ndarray:
     """For each row of a batch, the reasons to reject it, as a bit mask over REASONS (0: the row is kept).
 
-    batch: columns messages, text, finish_reason. shares: each row's agreement, NaN where there is none.
+    batch: columns messages, text, finish_reason, context. shares: each row's agreement, NaN where there is none.
     """
     prompts, texts = _prompts(batch), batch["text"].fill_null("")
     plain = pc.replace_substring(texts, "\u2019", "'")
-    parts = zip(
-        prompts.to_pylist(), texts.to_pylist(), batch["finish_reason"].to_pylist(), shares.tolist(), strict=True
-    )
-    asked = _rules_to_ask(prompts, plain, config)
+    columns = (prompts, texts, batch["finish_reason"], batch["context"])
+    parts = zip(*(column.to_pylist() for column in columns), shares.tolist(), strict=True)
+    asked = _rules_to_ask(prompts, plain, batch["context"].is_valid(), config)
     masks = np.zeros(len(texts), dtype=np.uint64)
-    for i, (prompt, text, ended, share) in enumerate(parts):
-        answer, mask = look(prompt, text, ended, None if share != share else share), 0
+    for i, (prompt, text, ended, context, share) in enumerate(parts):
+        answer, mask = look(prompt, text, ended, None if share != share else share, context), 0
         for rule in asked[i]:
             if reason := rule.check(answer, config):
                 mask |= _BIT[reason]
@@ -112,23 +131,33 @@ def verdicts(batch: pa.RecordBatch, shares: np.ndarray, config: Filter) -> np.nd
     return masks
 
 
+LONG_HINT = 1_000
+"""Characters of a hint (Rule.in_text) from which it is looked for by itself."""
+
 _BIT = {reason: 1 << bit for bit, reason in enumerate(REASONS)}
 _UNREAD = _BIT["empty"] | _BIT["too_long"]
 
 
-def _rules_to_ask(prompts: pa.Array, texts: pa.Array, config: Filter) -> list[tuple[Rule, ...]]:
+def _rules_to_ask(prompts: pa.Array, texts: pa.Array, with_context: pa.Array, config: Filter) -> list[tuple[Rule, ...]]:
     """For each row of a batch, the rules that are on and whose hint is found in it, or that have none."""
     off = (False, None, "off")
     on = [rule for rule in RULES if not rule.fields or any(getattr(config, field) not in off for field in rule.fields)]
-    need = np.full(len(texts), sum(1 << bit for bit, rule in enumerate(on) if not (rule.in_text or rule.in_prompt)))
-    # All hints at once cost little more than one; only the texts in which any is found are looked at for each.
-    some = _found_in(texts, "|".join(f"(?:{rule.in_text})" for rule in on if rule.in_text))
+    always = [not (rule.in_text or rule.in_prompt or rule.in_context) for rule in on]
+    need = np.full(len(texts), sum(1 << bit for bit, without in enumerate(always) if without))
+    # All short hints at once cost little more than one, and only the texts in which any is found are looked at for
+    # each; with a long one among them RE2 runs out of room for its states and is ten times as slow.
+    short = [rule for rule in on if 0 < len(rule.in_text) <= LONG_HINT]
+    some = _found_in(texts, "|".join(f"(?:{rule.in_text})" for rule in short))
     few = texts.take(pa.array(some))
     for bit, rule in enumerate(on):
-        if rule.in_text:
+        if rule in short:
             need[some[_found_in(few, rule.in_text)]] |= 1 << bit
+        elif rule.in_text:
+            need[_found_in(texts, rule.in_text)] |= 1 << bit
         if rule.in_prompt:
             need[_found_in(prompts, rule.in_prompt)] |= 1 << bit
+        if rule.in_context:
+            need[with_context.to_numpy(zero_copy_only=False)] |= 1 << bit
     sets = {bits: tuple(rule for bit, rule in enumerate(on) if bits >> bit & 1) for bits in np.unique(need).tolist()}
     return [sets[bits] for bits in need.tolist()]
 
@@ -148,38 +177,157 @@ def _prompts(batch: pa.RecordBatch) -> pa.Array:
     return messages.values.field("content").take(last).fill_null("")
 
 
+def score(
+    recipe: Recipe, source: Path, masks: np.ndarray, out: Path
+) -> tuple[dict[str, np.ndarray], dict[str, Any] | None, str | None]:
+    """Let the models of the recipe score the rows that no rule rejects; what they reject is added to `masks`.
+
+    out: the folder of the stage. Returns {column of SCORES: (rows,), NaN where there is no score}, what the judge used
+    as collect counts it (None without a judge), and a sentence about it.
+    """
+    config, usage, note = recipe.filter, None, None
+    scores = {name: np.full(len(masks), np.nan) for name in SCORES}
+    if config.reward:
+        from pipeline.local_scores import rewards
+
+        rows, pairs = _pairs(source, masks, config)
+        with progress("reward", len(rows), "rows") as advance:
+            scores["reward"][rows] = rewards(config.reward, pairs, advance)
+        if config.reward.min_score is not None:
+            masks[scores["reward"] < config.reward.min_score] |= np.uint64(_BIT["reward"])
+    if config.ifd:
+        from pipeline.local_scores import difficulty
+
+        rows, pairs = _pairs(source, masks, config)
+        with progress("ifd", len(rows), "rows") as advance:
+            scores["perplexity"][rows], scores["ifd"][rows] = difficulty(config.ifd, pairs, advance)
+        low, high = config.ifd.min, config.ifd.max
+        masks[scores["ifd"] < (-np.inf if low is None else low)] |= np.uint64(_BIT["ifd"])
+        masks[scores["ifd"] > (np.inf if high is None else high)] |= np.uint64(_BIT["ifd"])
+    if config.judge:
+        rows, pairs = _pairs(source, masks, config)
+        given, usage = judge.score(recipe, config.judge, pairs, (config.judge.low, config.judge.high), out)
+        scores["score"][rows] = [np.nan if one is None else one for one in given]
+        if config.judge.min_score is not None:
+            masks[scores["score"] < config.judge.min_score] |= np.uint64(_BIT["judge"])
+        unjudged = rows[np.isnan(scores["score"][rows])]
+        if config.judge.unjudged == "reject":
+            masks[unjudged] |= np.uint64(_BIT["unjudged"])
+        note = f"{len(rows):,} judged for ${usage.get('cost_usd', 0):,.4f}"
+        if len(unjudged):
+            note += f", {len(unjudged):,} without a score"
+    return scores, usage, note
+
+
+def _pairs(source: Path, masks: np.ndarray, config: Filter) -> tuple[np.ndarray, list[tuple[list[Message], str]]]:
+    """The numbers of the rows that are not rejected so far, and their prompts (with the passage before the question,
+    where there is one) and answers; personal data is redacted where the recipe says so, for a judge may be a
+    stranger."""
+    read = ["messages", "text", "context"]
+    numbers, pairs, done = np.flatnonzero(masks == 0), [], 0
+    for batch in _batches(source, read):
+        rows = numbers[np.searchsorted(numbers, done) : np.searchsorted(numbers, done + batch.num_rows)] - done
+        taken = batch.take(pa.array(rows))
+        columns = {name: taken[name] for name in read}
+        if config.pii == "redact":
+            columns |= _marked(taken, redact=True)
+        for messages, text, context in zip(*(columns[name].to_pylist() for name in read), strict=True):
+            last = messages[-1]
+            if context and context not in last["content"]:
+                messages[-1] = last | {"content": f"{context}\n\n{last['content']}"}
+            pairs.append((messages, text))
+        done += batch.num_rows
+    return numbers, pairs
+
+
+def estimate(recipe: Recipe, prompts: Path | None, completions: Path | None) -> list[dict[str, Any]]:
+    """What the judge would take at the most, were every answer kept so far and nothing stored: lines as of
+    collect.estimate. prompts, completions: the tables as far as they are there; an answer that is not there yet is
+    taken to be as long as it may be, a prompt to have 200 characters."""
+    from pipeline.calls.budget import cost
+    from pipeline.calls.reply import Usage
+    from pipeline.stages import collect
+
+    if not recipe.filter.judge or not recipe.filter_judge:
+        return []
+    (teacher,), sampling = recipe.filter_judge.teachers, recipe.collect.sampling
+    answers = sum(line["output_tokens"] for line in collect.estimate(recipe, prompts)) // sampling.max_tokens
+    characters = answers * (200 + sampling.max_tokens * collect.CHARACTERS_A_TOKEN)
+    if completions:
+        answers, characters = artifacts.count_rows(completions), 0
+        for batch in artifacts.read_batches(completions, ["messages", "text"]):
+            for texts in (batch["messages"].flatten().field("content"), batch["text"]):
+                characters += pc.sum(pc.utf8_length(texts)).as_py() or 0
+    template = (
+        paths.template_of(recipe.domain, "judge_score.jinja").read_text(encoding="utf-8") + recipe.filter.judge.criteria
+    )
+    read = (characters + answers * len(template)) // collect.CHARACTERS_A_TOKEN
+    written = answers * recipe.filter.judge.max_tokens
+    rates = collect.rates_of(teacher)
+    if teacher.mode == "batch":
+        rates = collect.halved(rates)
+    return [
+        {
+            "teacher": f"{collect.teacher_name(teacher)} (filter.judge)",
+            "provider": teacher.provider,
+            "requests": answers,
+            "input_tokens": read,
+            "output_tokens": written,
+            "usd": cost(rates, Usage(read, 0, written)) if rates else None,
+        }
+    ]
+
+
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Split completions into kept and rejected. Raises UserError if the input is not usable or nothing is kept."""
+    """Split completions into kept and rejected. Raises UserError if the input is not usable or nothing is kept, and
+    what collect raises where there is a judge."""
     source, config = inputs["completions"], recipe.filter
     total = _check(source)
     shares = agreements(source)
 
     masks = np.zeros(total, dtype=np.uint64)
+    scores: dict[str, np.ndarray] = {}
+    usage, note = None, None
     if config.enabled:
         done = 0
         with progress("filter", total, "rows") as advance:
-            for batch in _batches(source, ["messages", "text", "finish_reason"]):
+            for batch in _batches(source, ["messages", "text", "finish_reason", "context"]):
                 rows = slice(done, done + batch.num_rows)
                 masks[rows] = verdicts(batch, shares[rows], config)
                 done += batch.num_rows
                 advance(batch.num_rows)
+        _stop_if_nothing_is_left(source, masks)
+        scores, usage, note = score(recipe, source, masks, out)
+        _stop_if_nothing_is_left(source, masks)
 
-    reasons: Counter[str] = Counter()
-    for mask, rows_with in zip(*np.unique(masks[masks > 0], return_counts=True), strict=True):
-        reasons[_names(mask)[0]] += int(rows_with)
-    if reasons.total() == total:
-        said = ", ".join(f"{reason} {rows_with:,}" for reason, rows_with in reasons.most_common())
-        raise UserError(
-            f"filter: none of the {total:,} answers is left ({said}). Look at them in {source}; then turn off or "
-            "loosen the rule in the recipe's `filter:` section, or mend the prompts or the teacher."
-        )
-    kept = artifacts.write_table(out / "kept.parquet", KEPT, _kept(source, shares, masks, config))
-    rejected = artifacts.write_table(out / "rejected.parquet", REJECTED, _rejected(source, shares, masks, config))
+    scores["agreement"] = shares
+    kept = artifacts.write_table(out / "kept.parquet", KEPT, _kept(source, scores, masks, config))
+    rejected = artifacts.write_table(out / "rejected.parquet", REJECTED, _rejected(source, scores, masks, config))
     return {
         "rows_in": total,
         "outcomes": {"kept": kept, "rejected": rejected},
-        "reasons": dict(sorted(reasons.items())),
+        "reasons": dict(sorted(_counted(masks).items())),
+        **({"usage": usage} if usage else {}),
+        **({"note": note} if note else {}),
     }
+
+
+def _counted(masks: np.ndarray) -> Counter[str]:
+    """The rejected rows by the reason that decided."""
+    reasons: Counter[str] = Counter()
+    for mask, rows_with in zip(*np.unique(masks[masks > 0], return_counts=True), strict=True):
+        reasons[_names(mask)[0]] += int(rows_with)
+    return reasons
+
+
+def _stop_if_nothing_is_left(source: Path, masks: np.ndarray) -> None:
+    reasons = _counted(masks)
+    if reasons.total() == len(masks):
+        said = ", ".join(f"{reason} {rows_with:,}" for reason, rows_with in reasons.most_common())
+        raise UserError(
+            f"filter: none of the {len(masks):,} answers is left ({said}). Look at them in {source}; then turn off or "
+            "loosen the rule in the recipe's `filter:` section, or mend the prompts or the teacher."
+        )
 
 
 def _check(source: Path) -> int:
@@ -215,13 +363,15 @@ def _batches(source: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         done += batch.num_rows
 
 
-def _kept(source: Path, shares: np.ndarray, masks: np.ndarray, config: Filter) -> Iterator[pa.RecordBatch]:
-    for batch, _ in _chosen(source, shares, masks == 0, config):
+def _kept(source: Path, scores: dict[str, np.ndarray], masks: np.ndarray, config: Filter) -> Iterator[pa.RecordBatch]:
+    for batch, _ in _chosen(source, scores, masks == 0, config):
         yield batch
 
 
-def _rejected(source: Path, shares: np.ndarray, masks: np.ndarray, config: Filter) -> Iterator[pa.RecordBatch]:
-    for batch, rows in _chosen(source, shares, masks != 0, config):
+def _rejected(
+    source: Path, scores: dict[str, np.ndarray], masks: np.ndarray, config: Filter
+) -> Iterator[pa.RecordBatch]:
+    for batch, rows in _chosen(source, scores, masks != 0, config):
         earned = [_names(mask) for mask in masks[rows]]
         columns = [*batch.columns, pa.array([names[0] for names in earned]), pa.array(earned, pa.list_(pa.string()))]
         yield pa.RecordBatch.from_arrays(columns, schema=REJECTED)
@@ -233,7 +383,7 @@ def _names(mask: np.uint64) -> list[str]:
 
 
 def _chosen(
-    source: Path, shares: np.ndarray, chosen: np.ndarray, config: Filter
+    source: Path, scores: dict[str, np.ndarray], chosen: np.ndarray, config: Filter
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
     """The chosen rows as KEPT, a batch at a time, and their positions in the source."""
     done = 0
@@ -242,8 +392,8 @@ def _chosen(
         if len(rows):
             taken = batch.take(pa.array(rows))
             columns = {name: taken[name] for name in COMPLETIONS.names}
-            columns["agreement"] = pa.array(shares[done + rows], from_pandas=True)
-            columns["pii"] = pa.nulls(len(rows), KEPT.field("pii").type)
+            columns |= {name: pa.nulls(len(rows), KEPT.field(name).type) for name in ("pii", *SCORES)}
+            columns |= {name: pa.array(values[done + rows], from_pandas=True) for name, values in scores.items()}
             if config.enabled and config.pii in ("flag", "redact"):
                 columns |= _marked(taken, redact=config.pii == "redact")
             yield pa.RecordBatch.from_arrays([columns[name] for name in KEPT.names], schema=KEPT), done + rows
@@ -251,7 +401,7 @@ def _chosen(
 
 
 def _marked(batch: pa.RecordBatch, redact: bool) -> dict[str, pa.Array]:
-    """The column pii, and where `redact`, the columns text and messages without personal data."""
+    """The column pii, and where `redact`, the columns text, messages and context without personal data."""
     texts, conversations = batch["text"].to_pylist(), batch["messages"].to_pylist()
     kinds: list[list[str]] = []
     for i, (text, messages) in enumerate(zip(texts, conversations, strict=True)):
@@ -265,6 +415,8 @@ def _marked(batch: pa.RecordBatch, redact: bool) -> dict[str, pa.Array]:
     if redact:
         marked["text"] = pa.array(texts, KEPT.field("text").type)
         marked["messages"] = pa.array(conversations, KEPT.field("messages").type)
+        contexts = [context and redacted(context) for context in batch["context"].to_pylist()]
+        marked["context"] = pa.array(contexts, KEPT.field("context").type)
     return marked
 
 

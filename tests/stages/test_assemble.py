@@ -43,6 +43,7 @@ class Case:
         self.folder = folder
         self.questions = folder / "held_out.jsonl"
         self.questions.write_text(json.dumps({"prompt": HELD_OUT, "id": "q1"}) + "\n")
+        self.more: dict[str, Any] = {}  # further sections of the recipe
 
     def recipe(self, seed: int = 0, baselines: bool = False, limit: int | None = None, **section: Any) -> Recipe:
         return Recipe.model_validate(
@@ -54,6 +55,7 @@ class Case:
                 "train": {"baselines": ["random_subset"] if baselines else []},
                 "evaluate": {"questions": str(self.questions), "limit": limit},
             }
+            | self.more
         )
 
     def run(self, kept: list[Row], completions: list[Row] | None = None, **options: Any) -> dict[str, Any]:
@@ -146,6 +148,37 @@ def test_best_of_keeps_the_most_agreed_on(case: Case) -> None:
     assert set(case.table("withheld").text) == {"c"}
 
 
+@pytest.mark.parametrize("by", ["judge", "reward", "logprob"])
+def test_best_by(case: Case, by: str) -> None:
+    def token(logprob: float) -> Row:
+        return {"token": "x", "id": 1, "logprob": logprob, "top": None}
+
+    values: dict[str, list[Any]] = {
+        "judge": [3.0, 9.0, None],
+        "reward": [-2.0, -0.5, None],
+        "logprob": [[token(-1.0), token(-1.0)], [token(-0.5)] * 3, None],  # means: -1, -0.5, none
+    }
+    column = assemble.QUALITY[by]
+    rows = [
+        row("Who?", text, n) | {column: value} for n, (text, value) in enumerate(zip("abc", values[by], strict=True))
+    ]
+    needs: dict[str, Any] = {"collect": {"teachers": [{"provider": "local", "model": "none"}]}}
+    needs["collect"] |= {"sampling": {"logprobs": True}} if by == "logprob" else {}
+    needs["filter"] = {by: {"teacher": "none"} if by == "judge" else {"model": "m"}} if by != "logprob" else {}
+    case.more = needs
+    case.run([*ordinary(4), *rows], best_of=1, best_by=by, validation_fraction=0.0)
+    assert set(case.table("withheld").text) == {"a", "c"}
+    case.run([*ordinary(4), *rows], best_of=2, best_by=by, validation_fraction=0.0)
+    assert set(case.table("withheld").text) == {"c"}
+
+
+def test_best_by_needs_the_scores_that_it_goes_by() -> None:
+    given: dict[str, Any] = {"domain": "d", "collect": {"teachers": [{"provider": "local", "model": "none"}]}}
+    for by, wanted in (("judge", "filter.judge"), ("reward", "filter.reward"), ("logprob", "sampling.logprobs")):
+        with pytest.raises(ValueError, match=f"best_by is {by}, but .*{wanted}"):
+            Recipe.model_validate(given | {"assemble": {"best_by": by}})
+
+
 def test_the_split_is_by_prompt_and_by_similar_prompts(case: Case) -> None:
     rows = ordinary(100, samples=2)
     twins = [row(f"Computer, {r['messages'][0]['content'].upper()}", "x") for r in rows[::2]]
@@ -222,3 +255,25 @@ def test_the_same_bytes_again(case: Case) -> None:
     case.run(list(reversed(ordinary(50, 3))), baselines=True, best_of=2, validation_fraction=0.1)
     assert first == {path.name: path.read_bytes() for path in (case.folder / "out").iterdir()}
     assert len(first) == 4
+
+
+def test_bad_tables_get_a_clear_message(case: Case) -> None:
+    with pytest.raises(UserError, match=r"kept.parquet has no rows: nothing was left by dedupe"):
+        case.run([])
+    nobody = row("One?", "a") | {"messages": None}
+    with pytest.raises(UserError, match=rf"row {nobody['id']}: messages or text is null"):
+        case.run([*ordinary(3), nobody])
+    inputs = {name: case.folder / f"{name}.parquet" for name in ("kept", "completions")}
+    table = pq.read_table(inputs["kept"])
+    pq.write_table(table.drop_columns(["agreement"]), inputs["kept"])
+    with pytest.raises(UserError, match=r"kept.parquet has no column 'agreement'. Make it again with --from dedupe"):
+        assemble.run(case.recipe(), inputs, case.folder)
+    column = table.schema.get_field_index("sample")
+    pq.write_table(table.set_column(column, "sample", table["sample"].cast("string")), inputs["kept"])
+    with pytest.raises(UserError, match=r"the column 'sample' has type string, not int32"):
+        assemble.run(case.recipe(), inputs, case.folder)
+
+
+def test_one_huge_row_is_a_row_like_others(case: Case) -> None:
+    counts = case.run([*ordinary(3), row("Huge?", "word " * 2_000_000)], validation_fraction=0.0)
+    assert counts["outcomes"]["train"] == 4

@@ -34,7 +34,7 @@ def load(path: Path) -> ModuleType:
 
 docs = load(ROOT / "docs" / "filters.py")
 REFUSALS = docs.REFUSALS
-CASES = [(part, case) for part in ("tune", "test") for case in docs.cases(part)]
+CASES = [(part, case) for part in docs.PARTS for case in docs.cases(part)]
 STRICT = Filter(pii="drop", agreement=Agreement(min_share=0.5))
 
 
@@ -206,7 +206,14 @@ def test_a_rules_examples(rule: rules.Rule) -> None:
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.check.__name__)
 def test_a_rule_can_be_turned_off(rule: rules.Rule) -> None:
-    off: dict[str, Any] = {"max_chars": 10**9, "min_words": 0, "language": "off", "pii": "off", "agreement": None}
+    off: dict[str, Any] = {
+        "max_chars": 10**9,
+        "min_words": 0,
+        "language": "off",
+        "pii": "off",
+        "agreement": None,
+        "grounding": None,
+    }
     config = STRICT.model_copy(update={field: off.get(field, False) for field in rule.fields})
     assert (rule.check(rule.catches, config) is None) == bool(rule.fields)
 
@@ -224,7 +231,7 @@ def one_by_one(prompt: str, text: str, finish_reason: str, config: Filter) -> li
             found.append(reason)
             if reason in ("empty", "too_long"):
                 break
-    return list(dict.fromkeys(sorted(found, key=rules.REASONS.index)))
+    return list(dict.fromkeys(sorted(found, key=stage.REASONS.index)))
 
 
 def test_the_hints_leave_nothing_out() -> None:
@@ -263,7 +270,7 @@ def test_short_true_answers_pass(text: str) -> None:
         assert check(prompt, text) == []
 
 
-@pytest.mark.parametrize("pattern", [name for name in vars(stage) if isinstance(getattr(stage, name), re.Pattern)])
+@pytest.mark.parametrize("pattern", [name for name in vars(rules) if isinstance(getattr(rules, name), re.Pattern)])
 def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
     """Patterns see up to max_chars characters; a quadratic or worse one would take minutes here."""
     for piece in (
@@ -284,13 +291,13 @@ def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
         "no, i ",
         "{a_",
     ):
-        getattr(stage, pattern).search((piece * 20_000)[:20_000])
+        getattr(rules, pattern).search((piece * 20_000)[:20_000])
 
 
 # --- the labelled set -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["tune", "test"])
+@pytest.mark.parametrize("part", docs.PARTS)
 def test_the_labelled_set(part: str) -> None:
     found = docs.measured(part)
     print(part, found)
@@ -298,7 +305,9 @@ def test_the_labelled_set(part: str) -> None:
     assert share["refusals"] >= 0.90 and share["false refusals"] <= 0.03
     assert share["good"] <= 0.03
     defects = [pair for name, pair in found.items() if name not in ("good", "refusals", "false refusals")]
-    assert sum(caught for caught, _ in defects) >= 0.95 * sum(total for _, total in defects)
+    # In `fresh` every defect is a refusal of some kind.
+    least = 0.95 if part in ("tune", "test") else 0.90
+    assert sum(caught for caught, _ in defects) >= least * sum(total for _, total in defects)
 
 
 def broken_off(text: str, rng: random.Random) -> str:
@@ -341,7 +350,8 @@ PLANT = {
 def test_planted_defects_are_caught(label: str) -> None:
     rng, config = random.Random(label), Filter(pii="drop")
     plain = re.compile(
-        r"\b(?:write|template|translate|html|song|give|convert|dialogue|language|say|chatgpt|ai|system)\b", re.I
+        r"\b(?:write|template|translate|html|song|give|convert|dialogue|language|say|chatgpt|chatbots?|llms?|models?|ai|system)\b",
+        re.I,
     )
     hosts = [
         case for _, case in CASES
@@ -358,6 +368,57 @@ def test_planted_defects_are_caught(label: str) -> None:
                 missed.append(text)
     # Where a text was cut, and the provider did not say so, it sometimes still looks whole.
     assert len(missed) <= (0.10 if label == "cut_off" else 0.05) * 4 * len(hosts), missed
+
+
+MILL = (
+    "The old mill at Eastwater was built in 1792 by Jonas Reed. It ground 1,200 sacks of rye a year until a fire "
+    "destroyed it on 3 May 1817. Two of its four stones lie in the museum."
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "grounded"),
+    [
+        ("When did the mill burn?", "It burned down on 3 May 1817.", True),
+        ("When did the mill burn?", "It burned down on 3 May 1871.", False),
+        ("Who built it?", "Jonas Reed built the mill in 1792.", True),
+        ("Who built it?", "It was built by Jonas Weed.", False),
+        ("Who built it?", "Reed\u2019s mill: Jonas Reed built it.", True),
+        ("How much rye?", "1200 sacks a year", True),
+        ("How much rye?", "About 2 sacks a day, 1,500 a year", False),
+        ("How many stones are left?", "2", True),
+        ("How many stones are left?", "Six of the ten stones.", False),
+        ("Was Anna Holt its owner?", "The passage does not say that Anna Holt was its owner.", True),
+        ("Sum it up.", "1. Built in 1792\n2. Destroyed by fire in 1817\n3. Stones in the museum", True),
+        ("Why did it burn?", "Careless workers had left glowing embers beside dry flour dust overnight.", False),
+        ("Was it destroyed?", "Yes.", True),
+    ],
+)
+def test_grounding(prompt: str, text: str, grounded: bool) -> None:
+    answer = rules.look(prompt, text, context=MILL)
+    assert (rules.ungrounded(answer, Filter()) is None) == grounded
+    assert rules.ungrounded(answer, Filter(grounding=None)) is None
+    assert rules.ungrounded(rules.look(prompt, text), Filter()) is None
+
+
+def test_grounding_in_other_languages() -> None:
+    passage = "Die alte M\u00fchle wurde 1792 von Jonas Reed gebaut und brannte im Mai 1817 bei einem Feuer ganz ab."
+    there = rules.look("Wann brannte sie?", "Die M\u00fchle brannte im Mai 1817 ab.", context=passage)
+    assert rules.ungrounded(there, Filter()) is None
+    passage = "\u65e7\u6c34\u8f66\u5efa\u4e8e1792\u5e74\u3002"
+    for year, found in (("1792", None), ("1817", "ungrounded")):
+        answer = rules.look("\uff1f", f"\u5efa\u4e8e{year}\u5e74\u3002", context=passage)
+        assert rules.ungrounded(answer, Filter()) == found
+
+
+def test_the_stage_reads_the_passage(tmp_path: Path) -> None:
+    rows = [
+        row(0, "When did the mill burn?", "In 1817.", context=MILL),
+        row(1, "When did the mill burn?", "In 1871.", context=MILL),
+        row(2, "When did the mill burn?", "In 1871."),
+    ]
+    _, kept, rejected = run(tmp_path, rows)
+    assert kept.id.tolist() == ["000000", "000002"] and rejected.reason.tolist() == ["ungrounded"]
 
 
 def test_the_page_on_filters_is_current() -> None:
