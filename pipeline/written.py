@@ -3,28 +3,24 @@
     self_instruct   new instructions in the manner of some that exist (Wang et al. 2023)
     evolve          harder or different versions of prompts that exist (Xu et al. 2024, WizardLM's Evol-Instruct)
     persona         what different people would ask about the same things (Ge et al. 2024, Persona Hub)
+    documents       questions that a passage of a user's own files answers (Alberti et al. 2019)
     conversation    further user turns after a teacher's own answers
-    magpie          what a local chat model writes when it continues an empty user turn (Xu et al. 2025, Magpie)
+    magpie          what a chat model writes when it continues an empty user turn (Xu et al. 2025, Magpie)
 
 Each yields candidates round by round and asks the next round only when more are wanted. What it asks depends on the
 seed and on earlier answers alone, and answers come from the response store, so a resumed run asks nothing twice.
 """
 
-import copy
-import json
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from hashlib import blake2b
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
+from pipeline.documents import Passage, tag_of
 from pipeline.records import Message
 from pipeline.templates import Template, fill
-
-if TYPE_CHECKING:
-    from pipeline.teachers.local import Loaded
 
 Ask = Callable[[list[list[Message]]], list[str | None]]
 """Conversations -> the teacher's answer to each, None where there is none that ended by itself."""
@@ -37,6 +33,12 @@ EXAMPLES = 8
 
 A_REQUEST = 8
 """New prompts asked for in one request of self_instruct."""
+
+A_PASSAGE = 3
+"""Questions asked for in one request of documents; up to A_REQUEST where there are few passages."""
+
+OPENING = "opening"
+"""Role, with a number, of a text that a model is to go on with: the method magpie."""
 
 MIN_WORDS, MAX_WORDS = 3, 150
 """Words of a prompt that is not thrown away, as in the code of Self-Instruct."""
@@ -60,6 +62,7 @@ class Written(NamedTuple):
     messages: list[Message]
     template: str
     facets: dict[str, str | None]
+    context: str | None = None  # the passage that an answer must rest on
 
 
 def user(text: str) -> list[Message]:
@@ -109,6 +112,23 @@ def failed_evolution(parent: str, child: str) -> str | None:
     return None
 
 
+_PASSAGE = r"(?:passage|text|document|article|excerpt|section|chapter|paragraph|page|author|writer|source|context)s?"
+_NEEDS_PASSAGE = re.compile(
+    rf"\b(?:according to|based on|as (?:stated|described|mentioned|explained|given) in) (?:the|this|these) {_PASSAGE}\b"
+    r"|\b(?:the|this|that) (?:(?:given|above|following|provided) )?(?:passage|excerpt)s?\b"
+    rf"|\b(?:in|from|of) (?:the|this) (?:given |above |following |provided )?{_PASSAGE}\s*[?.!,]?$"
+    rf"|\b(?:does|do|did|is|are) (?:the|this|these) {_PASSAGE} (?:say|state|mention|describe|explain|list|suggest|call)"
+    rf"|\b(?:the|this|these) {_PASSAGE} (?:say|state|mention|describe|explain|list|suggest|call)s?\b"
+    r"|\b(?:mentioned|described|listed|stated|discussed|provided|shown|given) (?:above|here|below)\b",
+    re.I,
+)
+
+
+def needs_passage(text: str) -> bool:
+    """Whether a question speaks of the passage it was made from, so that nobody understands it without."""
+    return bool(_NEEDS_PASSAGE.search(text))
+
+
 def self_instruct(
     ask: Ask,
     template: Template,
@@ -118,8 +138,10 @@ def self_instruct(
     want: int,
     seed: int,
     left_out: Counter[str],
+    novel: Callable[[str], bool] | None = None,
 ) -> Iterator[Written]:
-    """New prompts, topic by topic; three of four examples are seeds, the others came out before."""
+    """New prompts, topic by topic; three of four examples are seeds, the others came out before. `novel` says whether a
+    text is new, and is told of each once."""
     draw = random.Random(f"self_instruct {seed}")
     pool = [one.messages[-1]["content"] for one in seeds]
     made: list[str] = []
@@ -138,6 +160,9 @@ def self_instruct(
             for text in items:
                 if why := unusable(text):
                     left_out[why] += 1
+                    continue
+                if novel and not novel(text):
+                    left_out["near_duplicate"] += 1
                     continue
                 made.append(text)
                 yield Written(user(text), "self_instruct", {"topic": topic})
@@ -210,6 +235,47 @@ def persona(
             return
 
 
+def documents(
+    ask: Ask,
+    template: Template,
+    domain: str,
+    passages: list[Passage],
+    open_book: bool,
+    want: int,
+    left_out: Counter[str],
+) -> Iterator[Written]:
+    """Questions about the passages in turn, some about each; where passages are fewer than requests, a passage is asked
+    about again and its earlier questions are shown. `open_book`: whoever answers sees the passage."""
+    each = min(A_REQUEST, max(A_PASSAGE, -(-want // max(1, len(passages)))))
+    made: dict[int, list[str]] = {}
+    done = 0
+    for turn in range(ROUNDS):
+        some = [number % len(passages) for number in range(done, done + min(_size(want, each, turn), len(passages)))]
+        done += len(some)
+        requests = []
+        for number in some:
+            text, source = passages[number]
+            examples = made.get(number, [])
+            shown = {"tag": tag_of(text), "passage": text, "source": source, "examples": examples, "number": each}
+            requests.append(user(fill(template, domain=domain, open_book=open_book, **shown)))
+        came = False
+        for number, answer in zip(some, ask(requests), strict=True):
+            items = instructions(answer or "")
+            if not items:
+                left_out["no_list" if answer else "no_answer"] += 1
+            for item in items:
+                why = unusable(item) or ("needs_passage" if not open_book and needs_passage(item) else None)
+                if why:
+                    left_out[why] += 1
+                    continue
+                came = True
+                made.setdefault(number, []).append(item)
+                text, source = passages[number]
+                yield Written(user(item), "documents", {"topic": source}, text)
+        if not came:
+            return
+
+
 def conversation(
     ask: Ask, template: Template, domain: str, seeds: Iterator[Seed], turns: int, want: int, left_out: Counter[str]
 ) -> Iterator[Written]:
@@ -238,48 +304,16 @@ def conversation(
             yield Written(one.messages, "conversation", one.facets)
 
 
-def user_opening(tokenizer: Any, system: str | None) -> str:
-    """What a chat template puts before the text of the first user turn, with all its control tokens."""
-    mark = "(the text of the user)"
-    messages = [{"role": "system", "content": system}] if system else []
-    text: str = tokenizer.apply_chat_template([*messages, *user(mark)], tokenize=False)
-    return text[: text.index(mark)]
-
-
-def magpie(
-    loaded: "Loaded",
-    system: str | None,
-    temperature: float,
-    top_p: float,
-    max_tokens: int,
-    batch_size: int,
-    want: int,
-    seed: int,
-    left_out: Counter[str],
-) -> Iterator[Written]:
-    """User turns that the model makes up; `system` tells it what they should be about. Each is drawn with a seed of its
-    own, so the n-th one is the same whenever it is drawn again."""
-    from pipeline.teachers.local import answer
-
-    tokenizer = copy.copy(loaded.tokenizer)
-    # A chat template that is nothing but that opening: whatever is asked, the model goes on from there.
-    tokenizer.chat_template = "{{ " + json.dumps(user_opening(tokenizer, system), ensure_ascii=False) + " }}"
-    opened = loaded._replace(tokenizer=tokenizer)
-    for first in range(0, ROUNDS * want, batch_size):
-        numbers = range(first, min(first + batch_size, ROUNDS * want))
-        rows = answer(
-            opened,
-            [user("") for _ in numbers],
-            temperature=temperature,
-            top_p=top_p,
-            max_tokens=max_tokens,
-            seeds=[
-                int.from_bytes(blake2b(f"magpie {seed} {n}".encode(), digest_size=8).digest()) >> 1 for n in numbers
-            ],
-        )
-        for row in rows:
-            text = row["text"].strip()
-            why = "no_end" if row["finish_reason"] != "stop" else unusable(text)
+def magpie(ask: Ask, opening: str, want: int, left_out: Counter[str]) -> Iterator[Written]:
+    """User turns that a model makes up when it goes on from `opening`. They are numbered, and the number is a part of
+    what is asked: each is drawn with a seed of its own, and the n-th one is the same whenever it is asked for."""
+    done = 0
+    for turn in range(ROUNDS):
+        numbers = range(done, done + _size(want, 1, turn))
+        done = numbers.stop
+        for answer in ask([[{"role": f"{OPENING} {number}", "content": opening}] for number in numbers]):
+            text = (answer or "").strip()
+            why = "no_end" if answer is None else unusable(text)
             if why:
                 left_out[why] += 1
                 continue

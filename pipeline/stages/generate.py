@@ -3,86 +3,54 @@
 Methods, mixed by the shares in the recipe, each a function that yields candidates for as long as it has any:
 
     questions      the fact base's questions, asked without their answers
-    facets         prompts/DOMAIN/facets/TASK/*.jinja filled in from the taxonomy in prompts/DOMAIN/domain.yaml
-    self_instruct, evolve, persona, conversation, magpie
+    facets         prompts/DOMAIN/facets/TASK/*.jinja filled in from the taxonomy in prompts/DOMAIN/domain.yaml, see
+                   pipeline/facets.py
+    self_instruct, evolve, persona, documents, conversation, magpie
                    written by the recipe's teachers, see pipeline/written.py; their templates are in prompts/DOMAIN, or
                    else in prompts/_any
 
 or, instead of methods, `file`: prompts that a user already has.
 
 A candidate is taken if it is new, is not nearly the same as one taken before, and is not a held-out question or nearly
-one. The same recipe and seed give the same prompts, and a larger `count` of one method begins with the same ones.
+one (pipeline/novelty.py). What one method lacks the others make up for. With `target_kept` more are taken in rounds,
+until so many rows are kept (pipeline/rounds.py). The same recipe and seed give the same prompts, and a larger `count`
+of one method begins with the same ones.
 """
 
 import gc
 import itertools
-import math
 import random
 import re
-import sys
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline import asking, paths, written
+from pipeline import asking, documents, paths, written
 from pipeline.artifacts import write_table
+from pipeline.coverage import coverage
 from pipeline.domain import Domain, read_domain
 from pipeline.errors import RecipeError, UserError, nearest, where
+from pipeline.facets import Steering, filled, read_forms
 from pipeline.facts import Fact, questions, read_facts
-from pipeline.questions import Question, held_out
+from pipeline.novelty import Guard, Seen, Worded, grams_of, is_held_out, make_guard, nearly_new, nothing_seen, rouge_new
+from pipeline.questions import held_out
 from pipeline.questions import sources as held_out_files
-from pipeline.recipe import WRITTEN, Recipe
-from pipeline.records import FACETS, PROMPTS, Message, Row, facets_of, make_id
+from pipeline.recipe import COUNT, WRITTEN, Recipe, Teacher
+from pipeline.records import PROMPTS, Message, Row, facets_of, make_id
+from pipeline.rounds import Kept, until_kept
 from pipeline.rowfile import read_objects
-from pipeline.templates import Template, fill, load
+from pipeline.templates import load
 from pipeline.written import Ask
 
-VERSION = 1
-SECTIONS = ("generate", "writers")
+VERSION = 2
+SECTIONS = ("generate", "writers", "acceptance")
 READS: dict[str, str] = {}
 
-COUNT = 1000
-"""Prompts where the recipe gives no count."""
-
-GRAM = 5
-"""Words in a row by which prompts are compared with each other and with held-out questions."""
-
-OVERLAP = 0.8
-"""Share of a held-out question's grams from which a prompt counts as the same question."""
-
-NEARLY = 0.8
-"""Jaccard similarity of word 5-grams from which two prompts are nearly the same, as in the stage dedupe."""
-
-BITS = 256
-"""Bits of the bitmap that stands for a prompt's words in a quick comparison."""
-
-SAMPLE = 2000
-"""Rows on which distinct-n and the similarity to the nearest row are measured."""
-
-TRIES = 1000
-"""Repeated combinations in a row after which a template counts as used up."""
-
-Gram = tuple[str, ...]
-
-_WORD = re.compile(r"\w+")
 _UNPRINTABLE = re.compile(r"[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-
-def words(text: str) -> tuple[str, ...]:
-    """A text's words as they are compared: lower case, without punctuation."""
-    plain = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return tuple(map(sys.intern, _WORD.findall(plain)))  # interned, for they are compared and kept a thousand times
-
-
-def grams_of(text: str) -> list[Gram]:
-    """The distinct word GRAM-grams of a text in their order; a text of fewer words is one gram, all of it."""
-    found = words(text)
-    return list(dict.fromkeys(zip(*(found[i:] for i in range(min(GRAM, len(found)))), strict=False)))
 
 
 def clean(text: str) -> str:
@@ -92,7 +60,13 @@ def clean(text: str) -> str:
 
 
 def prompt_row(
-    domain: str, method: str, messages: list[Message], template: str | None = None, **facets: str | None
+    domain: str,
+    method: str,
+    messages: list[Message],
+    template: str | None = None,
+    *,
+    context: str | None = None,
+    **facets: str | None,
 ) -> Row:
     """A row of the table prompts."""
     return {
@@ -102,6 +76,7 @@ def prompt_row(
         "template": template,
         "facets": facets_of(**facets),
         "messages": messages,
+        "context": context,
     }
 
 
@@ -131,207 +106,69 @@ def from_questions(domain: str, facts: list[Fact], lead_ins: list[str], share: f
             yield ask(domain, "questions", clean(text), fact.relation, topic=fact.topic, entity=fact.subject)
 
 
-# --- facets ----------------------------------------------------------------------------------------------------------
-
-
-Deck = Iterator[tuple[str, str]]
-"""An endless supply of (name, text), balanced at every moment: see `dealt`."""
-
-GROUP_OF = {
-    "topic": "topics",
-    "task": "tasks",
-    "persona": "personas",
-    "difficulty": "difficulty",
-    "style": "styles",
-    "language": "languages",
-}
-"""Facet -> the group of domain.yaml that its values are from."""
-
-FACET_OF = {facet: group for facet, group in GROUP_OF.items() if facet not in ("topic", "task")}
-"""Variable of a template -> the group of domain.yaml that it is drawn from."""
-
-Card = TypeVar("Card")
-
-
-class Slot(NamedTuple):
-    """One variable of a template and what it is drawn from."""
-
-    variable: str
-    facet: str | None  # the column of `facets` that records it
-    deck: Deck
-    size: int
-
-
-class Form(NamedTuple):
-    """A template together with the topic it is filled in for: what the method facets deals out."""
-
-    template: Template
-    name: str  # TASK/NAME
-    task: str
-    topic: str | None  # null for a template that has neither an entity nor {{ topic }}
-    slots: list[Slot]
-    room: int  # how many different combinations there are
-    used: set[tuple[str, ...]]  # the combinations there have been
-
-
-def dealt(cards: dict[Card, int], draw: random.Random) -> Iterator[Card]:
-    """Cards in a seeded order, each as often as its weight says before any comes again. A card taken out of `cards` is
-    not dealt any more; the supply ends when there are none."""
-    while cards:
-        hand = [card for card, weight in cards.items() for _ in range(weight)]
-        draw.shuffle(hand)
-        for card in hand:
-            if card in cards:
-                yield card
-
-
-def read_forms(folder: Path) -> dict[str, dict[str, Template]]:
-    """Task -> NAME -> template for each folder/TASK/NAME.jinja, in the order of the names."""
-    for path in sorted(folder.glob("*.jinja")):
-        raise RecipeError(f"{path}: lies in no task. Move it into {folder}/TASK/, named like a task of domain.yaml.")
-    found: dict[str, dict[str, Template]] = {}
-    for path in sorted(folder.glob("*/*.jinja")):
-        found.setdefault(path.parent.name, {})[path.stem] = load(path)
-    if not found:
-        raise RecipeError(f"{folder}: has no templates. Add one as {folder}/TASK/NAME.jinja.")
-    return found
-
-
-def from_facets(
-    name: str, taxonomy: Domain, templates: dict[str, dict[str, Template]], balanced: bool, seed: int
-) -> Iterator[Row]:
-    """Templates filled in from the taxonomy, no combination twice, until all are used up. Tasks, topics
-    and everything a template names come as often as their weights say, or equally often if `balanced`.
-
-    Raises RecipeError (FILE:LINE: NAME) for a template that names something the taxonomy does not have.
-    """
-    draw = random.Random(f"facets {seed}")
-    forms = forms_of(taxonomy, templates, balanced, draw)
-    weight = (lambda group, key: 1) if balanced else taxonomy.weight
-    tasks: dict[str, int] = {}
-    topics: dict[str, dict[str, int]] = {}  # task -> topic -> weight
-    left: dict[tuple[str, str], dict[int, int]] = {}  # (task, topic) -> the forms not used up yet
-    for number, form in enumerate(forms):
-        tasks[form.task] = weight("tasks", form.task)
-        topics.setdefault(form.task, {})[form.topic or ""] = weight("topics", form.topic or "")
-        left.setdefault((form.task, form.topic or ""), {})[number] = 1
-    given: Counter[str] = Counter()  # topic -> prompts so far
-    next_form = {place: dealt(numbers, draw) for place, numbers in left.items()}
-
-    for task in dealt(tasks, draw):
-        # Not every task has templates for every topic; so it takes the one that is furthest behind among those it has.
-        topic = min(topics[task], key=lambda topic: (given[topic] + 1) / topics[task][topic])
+def thin_topics_first(rows: Iterator[Row], steering: Steering) -> Iterator[Row]:
+    """The same rows, until `steering` is set; then the topics as often as there are rows of them left and as it says,
+    each in the order that it had."""
+    for row in rows:
+        yield row
+        if steering.turn:
+            break
+    waiting: dict[str | None, list[Row]] = {}
+    for row in rows:
+        waiting.setdefault(row["facets"]["topic"], []).append(row)
+    for of_topic in waiting.values():
+        of_topic.reverse()
+    turn, weights, given = 0, dict[str | None, float](), Counter[str | None]()
+    while waiting:
+        if steering.turn != turn:
+            turn = steering.turn
+            weights = {topic: len(left) * steering.of("topic", topic) for topic, left in waiting.items()}
+            given.clear()
+        topic = min(waiting, key=lambda topic: (given[topic] + 1) / weights[topic])
         given[topic] += 1
-        number = next(next_form[task, topic])
-        form = forms[number]
-        cards = _combination(form)
-        if cards is not None:
-            values = {slot.variable: text for slot, (_, text) in zip(form.slots, cards, strict=True)}
-            facets = {slot.facet: key for slot, (key, _) in zip(form.slots, cards, strict=True) if slot.facet}
-            text = fill(form.template, task=taxonomy.tasks[task], topic=topic, **values)
-            if not clean(text):
-                raise RecipeError(f"{form.template.name}: comes out empty. Write a text, or remove the file.")
-            yield ask(name, "facets", clean(text), f"{task}/{form.name}", task=task, topic=form.topic, **facets)
-        if cards is None or len(form.used) == form.room:
-            del left[task, topic][number]
-            if not left[task, topic]:
-                del topics[task][topic]
-            if not topics[task]:
-                del tasks[task]
-
-
-def _combination(form: Form) -> list[tuple[str, str]] | None:
-    """A new combination for the form's slots; None if TRIES in a row were not new, or x was the same as other_x."""
-    for _ in range(TRIES):
-        cards = [next(slot.deck) for slot in form.slots]
-        keys = tuple(key for key, _ in cards)
-        drawn = dict(zip((slot.variable for slot in form.slots), keys, strict=True))
-        twins = any(drawn.get(f"other_{variable}") == key for variable, key in drawn.items())
-        if keys not in form.used and not twins:
-            form.used.add(keys)
-            return cards
-    return None
-
-
-def forms_of(
-    taxonomy: Domain, templates: dict[str, dict[str, Template]], balanced: bool, draw: random.Random
-) -> list[Form]:
-    """Every template with each topic that it can be about.
-
-    A template is about its first entity, or the one that it begins with {# about: NAME #} for; that decides the topic,
-    and its other entities are of the same topic where their kind lies under it. A template that has {{ topic }} and no
-    entity can be about every topic, one that has neither is about none.
-    """
-    kinds = taxonomy.kinds()
-    decks: dict[tuple[str, str], tuple[Deck, int]] = {}  # shared by all templates, so that the whole is balanced
-
-    def deck(base: str, topic: str) -> tuple[Deck, int]:
-        if (base, topic) not in decks:
-            if base in kinds:
-                under = [topic] if topic in kinds[base] else list(kinds[base])
-                cards = {(entity, entity): 1 for t in under for entity in kinds[base][t]}
-            else:
-                group = getattr(taxonomy, FACET_OF[base])
-                cards = {item: 1 if balanced else taxonomy.weight(FACET_OF[base], item[0]) for item in group.items()}
-            decks[base, topic] = dealt(cards, draw), len(cards)
-        return decks[base, topic]
-
-    known = [*kinds, "topic", "task", *(base for base, group in FACET_OF.items() if getattr(taxonomy, group))]
-    forms = []
-    for task, of_task in templates.items():
-        for name, template in of_task.items():
-            if task not in taxonomy.tasks:
-                place = where(template.name)
-                raise RecipeError(f"{place}: '{task}' is not among domain.yaml's tasks.{nearest(task, taxonomy.tasks)}")
-            bases = {variable: variable.removeprefix("other_") for variable in template.variables}
-            for variable, line in template.variables.items():
-                if bases[variable] not in known or variable in ("other_topic", "other_task"):
-                    place = where(template.name, line, variable)
-                    raise RecipeError(f"{place}: domain.yaml has nothing of this name.{nearest(variable, known)}")
-            subject = template.about or next((v for v in template.variables if bases[v] in kinds), None)
-            if subject and bases.get(subject) not in kinds:
-                place = where(template.name, 1, "about")
-                raise RecipeError(f"{place}: '{subject}' is not an entity of this template.{nearest(subject, bases)}")
-            about: Iterable[str] = kinds[bases[subject]] if subject else taxonomy.topics if "topic" in bases else [""]
-            for topic in about:
-                slots, room = [], 1
-                for variable, base in bases.items():
-                    if base in ("topic", "task"):
-                        continue
-                    facet = "entity" if variable == subject else variable if variable in FACET_OF else None
-                    slots.append(Slot(variable, facet, *deck(base, topic if base in kinds else "")))
-                    room *= slots[-1].size - (variable != base and base in bases)
-                if room:
-                    forms.append(Form(template, name, task, topic or None, slots, room, set()))
-    if not forms:
-        raise RecipeError("no template can be filled in from this domain.yaml. Add entities to its topics.")
-    return forms
+        yield waiting[topic].pop()
+        if not waiting[topic]:
+            del waiting[topic]
 
 
 # --- written by a teacher --------------------------------------------------------------------------------------------
 
 
 def from_teacher(
-    method: str, recipe: Recipe, inputs: dict[str, Path], ask_teacher: Ask, left_out: Counter[str]
+    method: str,
+    recipe: Recipe,
+    inputs: dict[str, Path],
+    ask_teacher: Ask,
+    left_out: Counter[str],
+    steering: Steering,
 ) -> Iterator[Row]:
     """Prompts that the recipe's teachers write. What they start from are prompts of `facets`, or of `questions` in a
     domain without templates."""
     want = shares(recipe.generate.count or COUNT, dict(recipe.generate.methods.items()))[method]
     if method == "magpie":
-        for one in from_model(recipe, want, left_out):
+        for one in from_model(recipe, ask_teacher, want, left_out):
             if clean(one.messages[-1]["content"]):
                 yield ask(recipe.domain, method, clean(one.messages[-1]["content"]), one.template)
         return
+    if method == "documents":
+        yield from from_documents(recipe, inputs, ask_teacher, want, left_out)
+        return
     taxonomy, seed, domain = read_domain(inputs["domain.yaml"]), recipe.seed, recipe.domain.replace("_", " ")
-    rows = _candidates("facets" if "facets" in inputs else "questions", recipe, inputs)
+    rows = _candidates("facets" if "facets" in inputs else "questions", recipe, inputs, steering)
     seeds = (written.Seed(row["messages"], row["facets"]) for row in rows)
     folder = inputs[method]
     made: Iterator[written.Written]
     if method == "self_instruct":
-        topics, template = list(taxonomy.topics), load(folder)
-        made = written.self_instruct(
-            ask_teacher, template, domain, topics, list(itertools.islice(seeds, 500)), want, seed, left_out
-        )
+        template = load(folder)
+        topics = steering.topics = list(taxonomy.topics)
+        pool, config = list(itertools.islice(seeds, 500)), recipe.generate.self_instruct
+        novel = None
+        if config.novelty == "rouge_l":
+            worded = Worded([], [], {})
+            novel = partial(rouge_new, worded, threshold=config.threshold)
+            for seed_prompt in pool:
+                novel(seed_prompt.messages[-1]["content"])
+        made = written.self_instruct(ask_teacher, template, domain, topics, pool, want, seed, left_out, novel)
     elif method == "evolve":
         operations = {path.stem: load(path) for path in sorted(folder.glob("*.jinja"))}
         if not operations:
@@ -354,38 +191,57 @@ def from_teacher(
             yield prompt_row(recipe.domain, method, messages, one.template, **one.facets)
 
 
-def ask_writers(recipe: Recipe, out: Path, conversations: list[list[Message]]) -> list[str | None]:
-    """What the recipe's teachers answer to each conversation, None where there is no answer that ended by itself."""
-    assert recipe.writers
-    rows, _ = asking.ask(recipe, recipe.writers.model_copy(update={"system": None}), conversations, out)
-    return [row["text"] if row and row["finish_reason"] == "stop" else None for row in rows]
+def from_documents(
+    recipe: Recipe, inputs: dict[str, Path], ask_teacher: Ask, want: int, left_out: Counter[str]
+) -> Iterator[Row]:
+    """Questions about the user's own files, with the passage in the prompt where the recipe says so; `question` is what
+    is compared with other prompts."""
+    config = recipe.generate.documents
+    assert config
+    found = [path for name, path in inputs.items() if name.startswith("documents_")]
+    drawn = documents.passages(found, config.characters, want, recipe.seed, left_out)
+    template, passage = load(inputs["documents"]), load(inputs["passage"])
+    domain = recipe.domain.replace("_", " ")
+    for one in written.documents(ask_teacher, template, domain, drawn, config.include, want, left_out):
+        question, context = clean(one.messages[-1]["content"]), clean(one.context or "")
+        if question and context:
+            turns = documents.shown(passage, context, question, True) if config.include else written.user(question)
+            yield prompt_row(recipe.domain, "documents", turns, one.template, context=context, **one.facets) | {
+                "question": question
+            }
 
 
-def from_model(recipe: Recipe, want: int, left_out: Counter[str]) -> Iterator[written.Written]:
-    """What the first local teacher of the recipe writes by itself, with collect.system as its system prompt."""
+def from_model(recipe: Recipe, ask_teacher: Ask, want: int, left_out: Counter[str]) -> Iterator[written.Written]:
+    """What a local or vLLM teacher writes by itself, with collect.system as its system prompt."""
     from pipeline.stages import collect
     from pipeline.teachers import local
 
-    teacher = next((teacher for teacher in recipe.collect.teachers if teacher.provider == "local"), None)
-    if teacher is None:
-        raise UserError(
-            "generate.methods.magpie: needs a teacher of `provider: local`, to continue its empty user turn."
-        )
-    loaded = local.load(collect.local_teacher_folder(recipe, teacher), trust_remote_code=teacher.trust_remote_code)
-    sampling = recipe.collect.sampling
-    temperature = 1.0 if sampling.temperature is None else sampling.temperature
-    top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    return written.magpie(
-        loaded,
-        collect.system_message(recipe),
-        temperature,
-        top_p,
-        sampling.max_tokens,
-        teacher.batch_size,
-        want,
-        recipe.seed,
-        left_out,
+    teacher = continuing(recipe)
+    name = collect.local_teacher_folder(recipe, teacher) if teacher.provider == "local" else teacher.model
+    opening = local.user_opening(name, collect.system_message(recipe), trust_remote_code=teacher.trust_remote_code)
+    return written.magpie(ask_teacher, opening, want, left_out)
+
+
+def continuing(recipe: Recipe) -> Teacher:
+    """The first teacher of the recipe that can be asked to go on with a text, for magpie."""
+    for teacher in recipe.collect.teachers:
+        if teacher.provider == "local":
+            return teacher
+        if teacher.provider == "vllm":
+            return teacher.model_copy(update={"provider": "vllm_text"})
+    raise UserError(
+        "generate.methods.magpie: needs a teacher of `provider: local` or `vllm`, to continue its empty user turn."
     )
+
+
+def ask_writers(recipe: Recipe, out: Path, conversations: list[list[Message]]) -> list[str | None]:
+    """What the recipe's teachers answer to each conversation, None where there is no answer that ended by itself."""
+    assert recipe.writers
+    section = recipe.writers.model_copy(update={"system": None})
+    if conversations and conversations[0][-1]["role"].startswith(written.OPENING):
+        section = section.model_copy(update={"teachers": [continuing(recipe)]})
+    rows, _ = asking.ask(recipe, section, conversations, out)
+    return [row["text"] if row and row["finish_reason"] == "stop" else None for row in rows]
 
 
 # --- file ------------------------------------------------------------------------------------------------------------
@@ -454,82 +310,6 @@ def _text(path: Path, line: int, field: str, value: Any) -> str:
 # --- what is taken ---------------------------------------------------------------------------------------------------
 
 
-class Guard(NamedTuple):
-    """The held-out questions, ready to be compared with."""
-
-    having: dict[Gram, list[int]]  # gram -> the questions that have it
-    sizes: list[int]  # grams of each question
-
-
-def make_guard(held_out: Iterable[Question]) -> Guard:
-    """The guard for some held-out questions. A gram inside a question's subject is left out: it says what is asked
-    about, not how, and other questions about the same subject may have it."""
-    guard = Guard({}, [])
-    for question in held_out:
-        grams = grams_of(question.prompt)
-        subject = set(grams_of(question.subject))
-        own = [gram for gram in grams if gram not in subject] or grams
-        for gram in own:
-            guard.having.setdefault(gram, []).append(len(guard.sizes))
-        guard.sizes.append(len(own))
-    return guard
-
-
-def is_held_out(guard: Guard, grams: Iterable[Gram]) -> bool:
-    """Whether a prompt with these grams has at least OVERLAP of the grams of a held-out question."""
-    hits: Counter[int] = Counter()
-    for gram in grams:
-        if gram in guard.having:
-            hits.update(guard.having[gram])
-    return any(n >= OVERLAP * guard.sizes[question] for question, n in hits.items())
-
-
-class Seen(NamedTuple):
-    """The prompts taken so far, indexed for finding nearly the same ones."""
-
-    numbers: defaultdict[Gram, int]  # gram -> its number, in the order in which they were first seen
-    sets: list[list[int]]  # the grams of each text, the highest number first
-    bitmaps: list[int]  # of each text, bit n % BITS for its every gram n
-    having: defaultdict[int, list[int]]  # gram -> the texts that have it at the beginning of their set
-
-
-def nothing_seen() -> Seen:
-    """No prompts yet."""
-    return Seen(defaultdict(itertools.count().__next__), [], [], defaultdict(list))
-
-
-def nearly_new(seen: Seen, grams: Iterable[Gram]) -> bool:
-    """Whether a text with these grams is new: False if their Jaccard similarity to those of a text that was is at least
-    NEARLY. Remembers a new one in `seen`.
-
-    Exact, by the prefix filter of Bayardo, Ma and Srikant (2007): in any fixed order of all grams, two sets as similar
-    as that share one of their first n - ceil(NEARLY n) + 1, so only texts that do are compared. What was first seen
-    late is rare, and few texts share it; so that is the order. The bitmaps spare most of these comparisons too: two
-    sets differ in at least as many grams as their bitmaps in bits (Sandes, Teodoro and Melo, 2020).
-    """
-    numbers = sorted([seen.numbers[gram] for gram in grams], reverse=True)
-    own, size, bitmap = frozenset(numbers), len(numbers), 0
-    for number in numbers:
-        bitmap |= 1 << number % BITS
-    prefix = numbers[: size - math.ceil(NEARLY * size) + 1]
-    near: set[int] = set()
-    for number in prefix:
-        near.update(seen.having[number])
-    # A set of m grams that is as similar has m <= size / NEARLY, and differs in (1 - NEARLY) / (1 + NEARLY) of both.
-    differ = int((1 - NEARLY) / NEARLY * size + 1e-9)
-    for other in near:
-        if (bitmap ^ seen.bitmaps[other]).bit_count() <= differ:
-            theirs = seen.sets[other]
-            both = len(own.intersection(theirs))
-            if both >= NEARLY * (size + len(theirs) - both):
-                return False
-    for number in prefix:
-        seen.having[number].append(len(seen.sets))
-    seen.sets.append(numbers)
-    seen.bitmaps.append(bitmap)
-    return True
-
-
 def take(
     candidates: Iterator[Row], want: int | None, taken: dict[str, Row], seen: Seen | None, guard: Guard
 ) -> Counter[str]:
@@ -538,7 +318,7 @@ def take(
     reasons: Counter[str] = Counter()
     enough = len(taken) + want if want is not None else None
     for row in candidates if want != 0 else ():
-        grams = grams_of(text_of(row))
+        grams = grams_of(row.get("question") or "\n".join(message["content"] for message in row["messages"]))
         if row["id"] in taken:
             reasons["exact_duplicate"] += 1
         elif is_held_out(guard, grams):
@@ -550,87 +330,6 @@ def take(
             if len(taken) == enough:
                 break
     return reasons
-
-
-def text_of(row: Row) -> str:
-    """All turns of a prompt as one text."""
-    return "\n".join(message["content"] for message in row["messages"])
-
-
-# --- coverage --------------------------------------------------------------------------------------------------------
-
-
-def coverage(prompts: pa.Table, taxonomy: Domain | None) -> dict[str, Any]:
-    """How well the prompts cover their domain, as JSON values:
-
-    facets       facet -> value -> {"rows", "plan"}: rows that have it, and how many the weights of domain.yaml ask for
-                 (null where domain.yaml has no such value)
-    taxonomy     topic -> {"entries", "touched"}: entities of domain.yaml, and those that a prompt names as its subject
-    touched      share of all entities that are touched, 0 .. 1, null without a taxonomy
-    distinct_n   n -> distinct word n-grams / word n-grams, for 1, 2, 3 (Li et al. 2016), on a sample of SAMPLE rows
-    nearest      mean over that sample of the Jaccard similarity of word 3-grams to the nearest other row of the sample
-    """
-    facets = {name: prompts.column("facets").combine_chunks().field(name) for name in FACETS}
-    covered: dict[str, dict[str, dict[str, int | float | None]]] = {}
-    for facet, group in GROUP_OF.items():
-        rows = Counter(value for value in facets[facet].to_pylist() if value is not None)
-        planned = list(getattr(taxonomy, group)) if taxonomy else []
-        weights = {value: taxonomy.weight(group, value) for value in planned} if taxonomy else {}
-        per_weight = sum(rows.values()) / sum(weights.values()) if weights else 0.0
-        values = [*planned, *sorted(rows.keys() - weights.keys())]
-        covered[facet] = (
-            {
-                value: {
-                    "rows": rows[value],
-                    "plan": round(per_weight * weights[value], 1) if value in weights else None,
-                }
-                for value in values
-            }
-            if rows
-            else {}
-        )
-
-    asked = {name for name in facets["entity"].to_pylist() if name is not None}
-    entries: dict[str, dict[str, int]] = {}
-    for topic, kinds in taxonomy.topics.items() if taxonomy else []:
-        names = {name for of_kind in kinds.values() for name in of_kind}
-        entries[topic] = {"entries": len(names), "touched": len(names & asked)}
-    total = sum(entry["entries"] for entry in entries.values())
-
-    # Ids are hashes, so that the first rows are a fair sample.
-    texts = [words(text_of({"messages": turns})) for turns in prompts.column("messages").slice(0, SAMPLE).to_pylist()]
-    return {
-        "facets": covered,
-        "taxonomy": entries,
-        "touched": round(sum(e["touched"] for e in entries.values()) / total, 4) if total else None,
-        "distinct_n": {str(n): _distinct_n(texts, n) for n in (1, 2, 3)},
-        "nearest": _nearest(texts),
-    }
-
-
-def _ngrams(text: tuple[str, ...], n: int) -> list[tuple[str, ...]]:
-    return [text[i : i + n] for i in range(len(text) - n + 1)]
-
-
-def _distinct_n(texts: list[tuple[str, ...]], n: int) -> float | None:
-    grams = [gram for text in texts for gram in _ngrams(text, n)]
-    return round(len(set(grams)) / len(grams), 4) if grams else None
-
-
-def _nearest(texts: list[tuple[str, ...]]) -> float | None:
-    """Mean similarity of each text to the one nearest to it, by counting the 3-grams that it shares with each."""
-    if len(texts) < 2:
-        return None
-    sets = [set(_ngrams(text, min(3, len(text)))) for text in texts]
-    having: dict[tuple[str, ...], list[int]] = {}
-    for number, grams in enumerate(sets):
-        for gram in grams:
-            having.setdefault(gram, []).append(number)
-    best = []
-    for number, grams in enumerate(sets):
-        shared = Counter(other for gram in grams for other in having[gram] if other != number)
-        best.append(max((n / (len(grams) + len(sets[other]) - n) for other, n in shared.items()), default=0.0))
-    return round(sum(best) / len(best), 4)
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -658,26 +357,28 @@ def sources(recipe: Recipe) -> dict[str, Path]:
         found["domain.yaml"] = paths.prompts_folder(recipe.domain) / "domain.yaml"
     if "facets" in section.methods:
         found["facets"] = paths.prompts_folder(recipe.domain) / "facets"
+    if section.target_kept:
+        from pipeline.stages import collect, dedupe, filter
+
+        for stage in (collect, filter, dedupe):
+            found |= {f"rounds_{name}": path for name, path in stage.sources(recipe).items()}
     if recipe.writers:
         from pipeline.stages import collect
 
         writing = recipe.model_copy(update={"collect": recipe.writers})
         found |= {f"writers_{name}": path for name, path in collect.sources(writing).items()}
-    for method in (method for method in section.methods if method in WRITTEN and method != "magpie"):
+    if section.documents:
+        found |= {f"documents_{n}": path for n, path in enumerate(documents.places(section.documents.files))}
+        found["passage"] = paths.template_of(recipe.domain, "passage.jinja")
+        found["documents"] = paths.template_of(recipe.domain, "documents.jinja")
+    for method in (method for method in section.methods if method in WRITTEN and method not in ("documents", "magpie")):
         found["domain.yaml"] = paths.prompts_folder(recipe.domain) / "domain.yaml"
-        found[method] = _templates_of(recipe.domain, method)
+        found[method] = paths.template_of(recipe.domain, method if method == "evolve" else f"{method}.jinja")
         if (paths.prompts_folder(recipe.domain) / "facets").is_dir():
             found["facets"] = paths.prompts_folder(recipe.domain) / "facets"
         else:
             found["facts"] = paths.domain_data_folder(recipe.domain) / "facts"
     return found
-
-
-def _templates_of(domain: str, method: str) -> Path:
-    """A method's template or folder of templates: the domain's own, else the one for any domain."""
-    name = method if method == "evolve" else f"{method}.jinja"
-    own = paths.prompts_folder(domain) / name
-    return own if own.exists() else paths.prompts_folder("_any") / name
 
 
 def _user_file(recipe: Recipe, file: Path) -> Path:
@@ -690,73 +391,135 @@ def _user_file(recipe: Recipe, file: Path) -> Path:
     raise UserError(f"generate.file: there is neither {file} nor {beside}. Give a .jsonl, .csv or .parquet file.")
 
 
-def choose(recipe: Recipe, inputs: dict[str, Path], ask_teacher: Ask) -> tuple[dict[str, Row], Counter[str], list[str]]:
-    """The prompts of a recipe (id -> row), how many candidates were left out by reason, and why there are fewer than
-    asked for, where that is so."""
-    section = recipe.generate
-    wanted: dict[str, int | None] = {"file": section.count}
-    if not section.file:
-        wanted = {**shares(section.count or COUNT, dict(section.methods.items()))}
+class Supply(NamedTuple):
+    """The prompts taken so far, and where more come from."""
+
+    candidates: dict[str, Iterator[Row]]  # of each method that has not run dry
+    dry: dict[str, str]  # method -> what to say of one that has
+    taken: dict[str, Row]  # id -> prompt
+    seen: Seen
+    guard: Guard
+    left_out: Counter[str]  # candidates that were not taken, by reason
+
+
+class Chosen(NamedTuple):
+    """The prompts that were taken, and what there is to say of them."""
+
+    taken: dict[str, Row]  # id -> prompt
+    left_out: Counter[str]
+    notes: list[str]
+    kept: Kept | None  # with target_kept
+
+
+def open_methods(recipe: Recipe, inputs: dict[str, Path], ask_teacher: Ask, steering: Steering) -> Supply:
+    """The recipe's methods, of which nothing is taken yet."""
     # All held-out questions, not only those that evaluate.limit draws.
     everything = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"limit": None})})
-    guard = make_guard(held_out(everything))
-    taken: dict[str, Row] = {}
-    seen = nothing_seen()
-    reasons: Counter[str] = Counter()
-    notes = []
-    for method, want in wanted.items():
-        before = len(taken)
+    supply = Supply({}, {}, {}, nothing_seen(), make_guard(held_out(everything)), Counter())
+    for method in ("file",) if recipe.generate.file else recipe.generate.methods:
         if method in WRITTEN:
-            candidates = from_teacher(method, recipe, inputs, ask_teacher, reasons)
+            first = recipe.model_copy(
+                update={"generate": recipe.generate.model_copy(update={"count": recipe.first_round})}
+            )
+            found = from_teacher(method, first, inputs, ask_teacher, supply.left_out, steering)
         else:
-            candidates = _candidates(method, recipe, inputs)
-        # Hundreds of thousands of small objects, none of them garbage: looking for some costs a sixth of the time.
-        if method not in WRITTEN:
-            gc.disable()
-        try:
-            # A user's own prompts are kept however similar they are.
-            reasons.update(take(candidates, want, taken, None if method == "file" else seen, guard))
-        finally:
-            gc.enable()
-        made = len(taken) - before
-        if want is not None and made < want:
-            notes.append(f"{method} has no more than {made:,} prompts that are new, of {want:,} asked for")
-    return taken, reasons, notes
+            found = _candidates(method, recipe, inputs, steering)
+        supply.candidates[method] = found
+    return supply
+
+
+def take_more(supply: Supply, methods: dict[str, float], want: int | None) -> None:
+    """Take `want` more prompts (None: all there are), split by the shares of the methods that have not run dry: what
+    one of them lacks the others make up for."""
+    goal = None if want is None else len(supply.taken) + want
+    while supply.candidates and (goal is None or len(supply.taken) < goal):
+        parts: dict[str, int | None] = dict.fromkeys(supply.candidates)
+        if goal is not None:
+            going = {method: methods[method] for method in supply.candidates}
+            parts = {**shares(goal - len(supply.taken), going)}
+        for method, part in parts.items():
+            before = len(supply.taken)
+            # Hundreds of thousands of small objects, none of them garbage: looking for some costs a sixth of the time.
+            if method not in WRITTEN:
+                gc.disable()
+            try:
+                # A user's own prompts are kept however similar they are.
+                seen = None if method == "file" else supply.seen
+                reasons = take(supply.candidates[method], part, supply.taken, seen, supply.guard)
+            finally:
+                gc.enable()
+            supply.left_out.update(reasons)
+            lacking = 0 if part is None else part - (len(supply.taken) - before)
+            if part is None or lacking:
+                del supply.candidates[method]
+            if lacking:
+                made = sum(row["method"] == method for row in supply.taken.values())
+                said = f"no more than {made:,} prompts that are new, of {made + lacking:,} asked for"
+                supply.dry[method] = f"{method} has {said}"
+
+
+def choose(recipe: Recipe, inputs: dict[str, Path], out: Path, taxonomy: Domain | None) -> Chosen:
+    """The prompts of a recipe. `out`: the stage's folder; nothing is left in it."""
+    section = recipe.generate
+    steering = Steering()
+    supply = open_methods(recipe, inputs, partial(ask_writers, recipe, out), steering)
+    more = partial(take_more, supply, {"file": 1.0} if section.file else dict(section.methods.items()))
+    if section.target_kept:
+        kept = until_kept(recipe, out, supply.taken, more, steering, taxonomy)
+        if kept.unasked:
+            supply.left_out["not_asked"] = kept.unasked
+        notes = [f"{kept.rows.total():,} rows kept of {section.target_kept:,} wanted: {kept.why}"] if kept.why else []
+        return Chosen(supply.taken, supply.left_out, notes + list(supply.dry.values()), kept)
+    more(recipe.first_round)
+    notes = list(supply.dry.values())
+    if notes and len(supply.taken) == recipe.first_round:
+        notes.append("the other methods made up for it")
+    return Chosen(supply.taken, supply.left_out, notes, None)
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write prompts.parquet to `out`. Returns {"outcomes": {"prompts": n}, "reasons": {reason: candidates left out},
-    "coverage": see `coverage`, "note": why fewer than `count` came out, where that is so}.
+    "coverage": see `coverage`, "target": {"wanted", "kept", "rounds"} where the recipe gives target_kept, "note": which
+    methods ran dry, and why fewer prompts or kept rows came out than asked for, where that is so}.
 
     Raises UserError if not one prompt comes out, RecipeError for what is wrong in a file.
     """
+    section = recipe.generate
     if recipe.writers and not recipe.writers.teachers:
-        methods = ", ".join(method for method in recipe.generate.methods if method in WRITTEN)
+        methods = ", ".join(method for method in section.methods if method in WRITTEN)
         raise UserError(f"generate.methods: {methods} needs collect.teachers.")
-    taken, reasons, notes = choose(recipe, inputs, partial(ask_writers, recipe, out))
+    taxonomy = read_domain(inputs["domain.yaml"]) if "domain.yaml" in inputs else None
+    if taxonomy and section.facets.sampling == "balanced":
+        taxonomy = taxonomy._replace(weights={})
+    taken, left_out, notes, kept = choose(recipe, inputs, out, taxonomy)
+    reasons = dict(sorted(left_out.items()))
     if not taken:
-        said = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items())) or "there were no candidates"
+        said = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "there were no candidates"
         raise UserError(f"generate: not one prompt came out ({said}). Add templates, entities, facts or a larger file.")
     table = pa.Table.from_pylist([taken[key] for key in sorted(taken)], schema=PROMPTS)
     write_table(out / "prompts.parquet", PROMPTS, table)
-    taxonomy = read_domain(inputs["domain.yaml"]) if "domain.yaml" in inputs else None
     counts: dict[str, Any] = {
         "outcomes": {"prompts": len(taken)},
-        "reasons": dict(sorted(reasons.items())),
-        "coverage": coverage(table, taxonomy),
+        "reasons": reasons,
+        "coverage": coverage(table, taxonomy, kept.rows if kept else None),
     }
+    if kept:
+        counts["target"] = {"wanted": section.target_kept, "kept": kept.rows.total(), "rounds": kept.rounds}
     return counts | ({"note": "; ".join(notes)} if notes else {})
 
 
-def _candidates(method: str, recipe: Recipe, inputs: dict[str, Path]) -> Iterator[Row]:
+def _candidates(method: str, recipe: Recipe, inputs: dict[str, Path], steering: Steering) -> Iterator[Row]:
     section = recipe.generate
     if method == "questions":
         facts = read_facts(inputs["facts"], section.questions.relations)
         lead_ins = _lead_ins(inputs["domain.yaml"]) if section.questions.lead_ins else []
-        return from_questions(recipe.domain, facts, lead_ins, section.questions.lead_ins, recipe.seed)
+        asked = from_questions(recipe.domain, facts, lead_ins, section.questions.lead_ins, recipe.seed)
+        return thin_topics_first(asked, steering)
     if method == "facets":
         taxonomy, templates = read_domain(inputs["domain.yaml"]), read_forms(inputs["facets"])
-        return from_facets(recipe.domain, taxonomy, templates, section.facets.sampling == "balanced", recipe.seed)
+        balanced = section.facets.sampling == "balanced"
+        made = filled(taxonomy, templates, balanced, recipe.seed, steering)
+        return (ask(recipe.domain, "facets", clean(one.text), one.template, **one.facets) for one in made)
     return from_file(recipe.domain, inputs["file"])
 
 

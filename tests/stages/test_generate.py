@@ -3,12 +3,14 @@
 import csv
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +19,11 @@ from pipeline.artifacts import file_digest
 from pipeline.domain import new_domain, read_domain
 from pipeline.errors import RecipeError, UserError
 from pipeline.facts import read_facts
+from pipeline.novelty import grams_of, is_held_out, make_guard, nearly_new, nothing_seen, words
 from pipeline.questions import Question
 from pipeline.recipe import Recipe
 from pipeline.stages import generate
-from pipeline.stages.generate import clean, grams_of, is_held_out, make_guard, nearly_new, shares, words
+from pipeline.stages.generate import clean, shares
 
 DOMAIN = """\
 topics:
@@ -292,7 +295,7 @@ def test_near_duplicates_are_those_that_brute_force_finds(seed: int, count: int)
         for _ in range(draw.randint(0, 3)):
             text[draw.randrange(len(text))] = draw.choice("abcdefghxyz")
         made.append(" ".join(text[: draw.randint(len(text) // 2, len(text))] or text))
-    seen = generate.nothing_seen()
+    seen = nothing_seen()
     assert [nearly_new(seen, grams_of(text)) for text in made] == brute_force([set(grams_of(text)) for text in made])
 
 
@@ -506,3 +509,88 @@ def test_a_new_domain_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("../x", "a/b", "", ".x", "runs", "a\x00"):
         with pytest.raises(UserError, match="cannot be the name"):
             new_domain(name, tmp_path)
+
+
+# --- count is what comes out, or the stage says why not ---
+
+
+@st.composite
+def small_domains(draw: st.DrawFn) -> tuple[dict, dict[str, str], str]:
+    """(domain.yaml, templates, facts): sometimes far too small for what is asked of them."""
+    names = draw(st.lists(st.sampled_from(["Ada", "Bo", "Cy", "Di", "Ed", "Flo"]), min_size=1, max_size=6, unique=True))
+    places = draw(st.lists(st.sampled_from(["Oslo", "Pisa", "Riga"]), min_size=1, max_size=3, unique=True))
+    domain = {"topics": {"people": {"person": names}, "towns": {"town": places}}, "tasks": ["ask", "tell"]}
+    if draw(st.booleans()):
+        domain["weights"] = {"topics": {"towns": draw(st.integers(1, 5))}, "tasks": {"tell": draw(st.integers(1, 5))}}
+    bodies = [
+        "Who is {{ person }}?",
+        "What happened in {{ town }}, and why does {{ person }} never speak of it to anybody at all?",
+        "Where does the old road from {{ town }} lead in the end, and who built it so long ago?",
+        "Tell me one thing about {{ topic }}.",
+        "Compare {{ person }} with {{ other_person }}.",
+    ]
+    chosen = draw(st.lists(st.sampled_from(bodies), min_size=1, max_size=4, unique=True))
+    templates = {f"{draw(st.sampled_from(['ask', 'tell']))}/t{i}": body for i, body in enumerate(chosen)}
+    wordings = draw(st.integers(1, 3))
+    ask = ["Is {{ subject }} far?", "How far is it to {{ subject }}?", "Name the distance to {{ subject }}."][:wordings]
+    relation = {"relation": "far", "topic": "towns", "ask": ask, "held_out": ["So {{ subject }} is far, or is it?"]}
+    return domain, templates, yaml.safe_dump([relation | {"facts": dict.fromkeys(places, "yes")}])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    small_domains(),
+    st.fixed_dictionaries({}, optional={"facets": st.floats(0.1, 9), "questions": st.floats(0.1, 9)}).filter(bool),
+    st.integers(1, 40),
+    st.integers(0, 99),
+)
+def test_count_comes_out_or_the_stage_says_why_not(
+    tmp_path_factory: pytest.TempPathFactory,
+    small: tuple[dict, dict[str, str], str],
+    methods: dict[str, float],
+    count: int,
+    seed: int,
+) -> None:
+    domain, templates, facts = small
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("any")
+        patch.chdir(folder)
+        write(folder / "prompts/small/domain.yaml", yaml.safe_dump(domain))
+        for name, body in templates.items():
+            write(folder / f"prompts/small/facets/{name}.jinja", body)
+        write(folder / "data/small/facts/facts.yaml", facts)
+        try:
+            rows, counts = make(folder / "a", domain="small", seed=seed, count=count, methods=methods)
+        except UserError as error:
+            # One person cannot be compared with another one: then there is no template, or not one prompt.
+            assert re.search("no template can be filled in|not one prompt came out", str(error))
+            return
+    assert len(rows) <= count
+    split = shares(count, methods)
+    of_each = Counter(row["method"] for row in rows)
+    ran_dry = [method for method in methods if f"{method} has no more than" in counts.get("note", "")]
+    if len(rows) < count:
+        assert sorted(ran_dry) == sorted(methods), "every method was asked until it had no more"
+    else:
+        assert len(ran_dry) < len(methods) or of_each.total() == count
+    for method in methods:
+        if of_each[method] < split[method]:
+            assert method in ran_dry
+        if not ran_dry:
+            assert of_each[method] == split[method] and "note" not in counts
+    if ran_dry and len(rows) == count:
+        assert counts["note"].endswith("; the other methods made up for it")
+    # No two of them are nearly the same, and none is a held-out question.
+    kept = [frozenset(grams_of(row["messages"][0]["content"])) for row in rows]
+    for i, one in enumerate(kept):
+        assert all(len(one & other) < 0.8 * len(one | other) for other in kept[:i])
+    assert not any(text.startswith("So ") for text in texts(rows))
+    assert counts["reasons"].keys() <= {"exact_duplicate", "near_duplicate", "held_out"}
+
+
+def test_what_one_method_lacks_the_others_make_up_for(here: Path) -> None:
+    rows, counts = make(here / "a", count=36, methods={"questions": 1, "facets": 1})
+    assert Counter(row["method"] for row in rows) == {"questions": 14, "facets": 22}
+    assert counts["note"] == (
+        "questions has no more than 14 prompts that are new, of 18 asked for; the other methods made up for it"
+    )
