@@ -1,4 +1,12 @@
-"""train: fine-tune the student on the kept answers with TRL's SFTTrainer."""
+"""train: fine-tune the student on the kept answers with one of TRL's trainers.
+
+A method is a function that makes a trainer from a `Job` (student, teacher, rows, settings): see METHODS. Everything
+else, from checkpoints to the saved folder, is the same for all of them and is in `fit`. docs/train.md says which method
+is for what.
+
+`accelerate launch -m pipeline.stages.train RECIPE --run NAME` trains with several processes: the first one works on the
+run as ever (lock, manifest, files), the others only train along.
+"""
 
 import json
 import math
@@ -7,14 +15,20 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline import artifacts
+import yaml
+
+from pipeline import artifacts, soft_targets
 from pipeline.errors import SeqkdError, UserError, nearest
 from pipeline.progress import progress
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Train
+from pipeline.records import Message
+from pipeline.teachers import local
+from pipeline.teachers.local import Loaded
+from pipeline.tokens import IGNORED, Tokens, chat_template, tokenize
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -22,17 +36,21 @@ SAVE_EVERY_S = 30.0  # a killed training loses at most about this much work
 # What the run decides itself. TRL would prepare rows in another way for the others, or publish the model.
 OWNED = {
     "output_dir": "the run decides where files go",
-    "seed": "set `seed` at the top of the recipe",
-    "data_seed": "set `seed` at the top of the recipe",
+    "seed": "set train.seed, or `seed` at the top of the recipe",
+    "data_seed": "set train.seed, or `seed` at the top of the recipe",
     "resume_from_checkpoint": "a killed training resumes by itself",
-    "assistant_only_loss": "the loss is on the completion already, which is what the assistant said",
-    "chat_template_path": "put the template into the student's folder",
+    "assistant_only_loss": "set train.loss_on: assistant, which needs no markers in the chat template",
+    "chat_template_path": "set train.chat_template, or put the template into the student's folder",
     "eos_token": "set it in the student's tokenizer",
     "dataset_kwargs": "the rows are tokenized before TRL gets them",
     "dataset_num_proc": "the rows are tokenized before TRL gets them",
     "model_init_kwargs": "the student is loaded before TRL gets it",
+    "teacher_model_name_or_path": "set train.teacher",
+    "teacher_model_init_kwargs": "the teacher is loaded before TRL gets it",
     "push_to_hub": "publish the finished folder yourself, so that nothing leaves this machine by accident",
     "remove_unused_columns": "the rows have no column that the trainer does not use",
+    "load_best_model_at_end": "set train.early_stopping",
+    "trust_remote_code": "set train.trust_remote_code",
 }
 
 
@@ -40,117 +58,283 @@ class DivergedError(SeqkdError):
     """The loss is not a finite number any more."""
 
 
+class Job(NamedTuple):
+    """What a method makes its trainer from."""
+
+    student: Any  # transformers model
+    tokenizer: Any  # the student's, with a chat template
+    train_rows: Sequence[Mapping[str, Any]]  # {"prompt": messages, "completion": messages}
+    validation_rows: Sequence[Mapping[str, Any]]
+    config: Train
+    teacher: Loaded | None  # where the method needs its probabilities
+    system: Sequence[Message]  # what the teacher was told before each prompt: a system message, or nothing
+    seed: int
+    checkpoints: Path
+
+
+class Prepared(NamedTuple):
+    """What a method gives back."""
+
+    trainer: Any  # transformers.Trainer
+    counts: dict[str, int | None]  # of rows and tokens, for the summary: tokens, dropped, cut and the method's own
+
+
+def sft(job: Job) -> Prepared:
+    """Sequence-level distillation (Kim & Rush, 2016): the teacher's answers are the targets. TRL's SFTTrainer."""
+    args = arguments("sft", job)
+    train, validation = _tokenized(job, args)
+    data = {"train_dataset": _dataset(train.rows), "eval_dataset": _dataset(validation.rows)}
+    return Prepared(_made(_trainer(args), job, args, **data), _counts(train))
+
+
+def logits(job: Job) -> Prepared:
+    """The teacher's probabilities beside its answers; see pipeline/soft_targets.py."""
+    settings = job.config.logits
+    args = arguments("sft", job)
+    if args.packing or args.padding_free or not args.completion_only_loss or args.label_smoothing_factor:
+        raise UserError(
+            "train.method: logits needs one row after another and the loss on the answers: take packing, padding_free, "
+            "completion_only_loss and label_smoothing_factor out of train.sft."
+        )
+    datasets: list[Any] = []
+    counts: dict[str, int | None] = {}
+    for rows, tokens in zip((job.train_rows, job.validation_rows), _tokenized(job, args), strict=True):
+        if not tokens.rows:
+            datasets.append(None)
+            continue
+        if settings.source == "stored":
+            targets = soft_targets.from_stored(tokens, rows)
+        else:
+            assert job.teacher
+            asked = [{**row, "prompt": [*job.system, *row["prompt"]]} for row in rows]
+            targets = soft_targets.from_teacher(tokens, asked, job.teacher, job.config.loss_on)
+        datasets.append(_dataset(tokens.rows, targets.columns))
+        if not counts:
+            counts = _counts(tokens) | {"soft_tokens": targets.covered}
+    args.remove_unused_columns = False
+    teacher = job.teacher.model.to(args.device) if job.teacher else None
+    made = soft_targets.trainer_class(settings, teacher, soft_targets.real_vocabulary(job.tokenizer))
+    trainer = _made(made, job, args, train_dataset=datasets[0], eval_dataset=datasets[1])
+    trainer.data_collator = soft_targets.collator(trainer.data_collator, job.tokenizer.pad_token_id)
+    return Prepared(trainer, counts)
+
+
+def on_policy(job: Job) -> Prepared:
+    """The student answers, the teacher's probabilities score its tokens (Agarwal et al., 2024). TRL's
+    DistillationTrainer. Only the rows' prompts are used."""
+    from trl import DistillationTrainer
+
+    assert job.teacher
+    args = arguments("on_policy", job)
+    limit = min(_context(job.student, job.tokenizer), local.context_length(job.teacher)) - args.max_completion_length
+    train, dropped = _prompts(job, job.train_rows, limit)
+    validation, _ = _prompts(job, job.validation_rows, limit)
+    if not train:
+        raise UserError(
+            "nothing to train on: no prompt leaves room for train.on_policy.max_completion_length "
+            f"({args.max_completion_length:,}) tokens in the models' context. Lower it."
+        )
+
+    class OnPolicyTrainer(DistillationTrainer):
+        def _tokenize_prompts(self, prompts: Any) -> Any:
+            # As everywhere here: control tokens in a message are text.
+            return local.encode(job.tokenizer, prompts, add_generation_prompt=True), None, {}
+
+    soft_targets.fit_vocabulary(job.teacher.model, job.student, soft_targets.real_vocabulary(job.tokenizer))
+    job.tokenizer.padding_side = "left"
+    data = {"train_dataset": _dataset(train), "eval_dataset": _dataset(validation)}
+    trainer = _made(OnPolicyTrainer, job, args, teacher_model=job.teacher.model, **data)
+    return Prepared(trainer, {"tokens": None, "dropped": dropped, "cut": 0})
+
+
+METHODS = {"sft": sft, "logits": logits, "on_policy": on_policy}
+"""Method -> the function that makes its trainer. Another method is another function."""
+
+
 def fit(
     student: Any,
     tokenizer: Any,
     train_rows: Sequence[Mapping[str, Any]],
     validation_rows: Sequence[Mapping[str, Any]],
-    sft: Mapping[str, Any],
+    config: Train,
     out: Path,
     *,
-    lora: Mapping[str, Any] | None = None,
+    teacher: Loaded | None = None,
+    system: Sequence[Message] = (),
     seed: int = 0,
     log: Log = lambda event: None,
     checkpoints: Path,
 ) -> dict[str, Any]:
     """Train `student` (a transformers model, changed in place) on rows {"prompt": messages, "completion": messages}.
 
-    `sft` goes to trl.SFTConfig over defaults for this hardware. Writes `out`/ as a plain model folder (safetensors, the
-    tokenizer, LoRA merged) and `out`/metrics.jsonl with one JSON line for each log event. Resumes from the newest whole
-    checkpoint in `checkpoints`, which must belong to this very training; a damaged one is removed and the one before
-    taken. `log` gets {"step", "steps", ...} after each step, with loss and learning_rate when they were logged.
+    `config` is the recipe's section; its `sft` or `on_policy` goes to TRL over defaults for this hardware. `teacher`
+    and the `system` message it was asked with: for the methods that need its probabilities. Writes `out`/ as a plain
+    model folder (safetensors, the tokenizer, LoRA merged) and `out`/metrics.jsonl with a JSON line for each log event.
+    Resumes from the newest whole checkpoint in `checkpoints`, which must belong to this very training; a damaged one is
+    removed and the one before taken. `log` gets {"step", "steps", ...} after each step, with loss and learning_rate
+    when they were logged.
 
-    Returns {"steps", "resumed_from", "train_loss", "eval_loss", "tokens", "dropped", "parameters", "trainable",
-    "seconds"}; tokens are those that carried loss in one pass over the rows, dropped are rows that max_length cut off
-    before their completion. Raises UserError for a wrong `sft` or `lora` key or value and for rows that would not teach
-    the student to end its turn, DivergedError if the loss becomes NaN or infinite.
+    Returns {"steps", "resumed_from", "train_loss", "eval_loss", "tokens", "dropped", "cut", "parameters", "trainable",
+    "seconds"}; tokens are those that carried loss in one pass over the rows (None for on_policy, where the student
+    writes them), dropped and cut are rows that were too long; with the method logits also soft_tokens, those with a
+    teacher's distribution, and with early stopping best_step.
+
+    Raises UserError for a wrong setting, for rows that would not teach the student to end its turn and where memory
+    runs out, DivergedError if the loss becomes NaN or infinite.
     """
     begun = time.monotonic()
     _quiet_libraries()
-    import datasets
     import torch
+    from transformers import EarlyStoppingCallback, PrinterCallback
 
-    args = sft_config(sft, checkpoints, seed)
-    rows, dropped = _tokenize(tokenizer, train_rows, args)
-    if not rows:
-        raise UserError("nothing to train on: no row has a completion within sft.max_length tokens.")
-    validation, _ = _tokenize(tokenizer, validation_rows, args)
-    if not validation:
-        args.eval_strategy = type(args.eval_strategy)("no")
-    resume = last_checkpoint(checkpoints)
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    columns = ("input_ids", "labels")
-    trainer = _trainer(args)(
-        model=student,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_dict({column: [row[column] for row in rows] for column in columns}),
-        eval_dataset=datasets.Dataset.from_dict({column: [row[column] for row in validation] for column in columns})
-        if validation
-        else None,
-        peft_config=_lora_config(lora),
-        callbacks=[_watch(log, out / "metrics.jsonl", save_by_time="save_strategy" not in sft)],
-    )
-    # Without tqdm the Trainer prints its logs; `log` is the only voice here.
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if not all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
-        raise DivergedError(_diverged(trainer.state.global_step))
-    eval_loss = trainer.evaluate()["eval_loss"] if validation else None
-    model = trainer.model.merge_and_unload() if lora else trainer.model
-    model.generation_config.do_sample = False
-    model.save_pretrained(out, safe_serialization=True)
-    tokenizer.save_pretrained(out)
+    job = Job(student, tokenizer, train_rows, validation_rows, config, teacher, system, seed, checkpoints)
+    parameters = sum(weight.numel() for weight in student.parameters())
+    with _memory_errors():
+        trainer, counts = METHODS[config.method](job)
+        # Without tqdm the Trainer prints its logs; `log` is the only voice here.
+        trainer.remove_callback(PrinterCallback)
+        if config.early_stopping:
+            stopping = config.early_stopping
+            trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
+        by_time = "save_strategy" not in _settings(config) and not config.early_stopping
+        trainer.add_callback(_watch(log, out / "metrics.jsonl", by_time, trainer.accelerator))
+        with trainer.accelerator.main_process_first():
+            resume = last_checkpoint(checkpoints)
+            out.mkdir(parents=True, exist_ok=True)
+            checkpoints.mkdir(parents=True, exist_ok=True)
+        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if not all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
+            raise DivergedError(_diverged(trainer.state.global_step))
+        eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset else None
+        trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+        _save(trainer, job, out)
+    best = {"best_step": trainer.state.best_global_step} if config.early_stopping else {}
     return {
         "steps": trainer.state.global_step,
         "resumed_from": int(resume.name.split("-")[1]) if resume else None,
         "train_loss": _last(trainer.state.log_history, "loss", result.training_loss),
         "eval_loss": eval_loss,
-        "tokens": sum(sum(label != -100 for label in row["labels"]) for row in rows),
-        "dropped": dropped,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "trainable": sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
+        **counts,
+        **best,
+        "parameters": parameters,
+        "trainable": trainable,
         "seconds": round(time.monotonic() - begun, 3),
     }
 
 
-def load_student(student: str | Mapping[str, Any], tokenizer_folder: Path | None, seed: int) -> tuple[Any, Any]:
+def _save(trainer: Any, job: Job, out: Path) -> None:
+    """The trained student as a plain folder: safetensors, LoRA merged, the tokenizer with its chat template."""
+    accelerator, model = trainer.accelerator, trainer.model
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # every process has a part of it
+    if not accelerator.is_main_process:
+        return
+    if job.config.quantize:
+        model = _merged_at_full_precision(model, job, out.parent / "adapter")
+    elif job.config.lora:
+        model = model.merge_and_unload()
+    model.generation_config.do_sample = False
+    model.save_pretrained(out, safe_serialization=True, **({"state_dict": state} if state else {}))
+    job.tokenizer.save_pretrained(out)
+
+
+def _merged_at_full_precision(model: Any, job: Job, adapter: Path) -> Any:
+    """A LoRA that was trained on 4-bit weights, merged into the weights they were made from: merging into the 4-bit
+    ones would round a second time, and leave a folder that needs bitsandbytes."""
+    from peft import PeftModel
+
+    model.save_pretrained(adapter)
+    trust = job.config.trust_remote_code
+    base = local.load(str(job.config.student), dtype="bfloat16", device="cpu", chat=False, trust_remote_code=trust)
+    merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
+    shutil.rmtree(adapter)
+    return merged
+
+
+def load_student(
+    student: str | Mapping[str, Any],
+    tokenizer_folder: Path | None,
+    seed: int,
+    *,
+    template: str | None = None,
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
+) -> tuple[Any, Any]:
     """The model and tokenizer of `train.student`: a folder or hub id, or a mapping of a transformers config
-    (model_type, hidden_size, ...) for a randomly initialised student that shares the teacher's tokenizer."""
+    (model_type, hidden_size, ...) for a randomly initialised student that shares the teacher's tokenizer.
+
+    template: train.chat_template; quantize: 4bit, on a CUDA GPU. Raises UserError if they cannot be had.
+    """
     from pipeline.teachers.embedded import random_student
-    from pipeline.teachers.local import load
 
     if isinstance(student, str):
-        loaded = load(student, dtype="float32", device="cpu")  # the Trainer moves it, bf16 is autocast
-        return loaded.model, loaded.tokenizer
-    if tokenizer_folder is None:
+        loaded = local.load(
+            student,
+            dtype="float32",  # bf16 is autocast
+            device="cpu",  # the Trainer moves it
+            chat=False,
+            trust_remote_code=trust_remote_code,
+            quantization=_four_bits() if quantize else None,
+        )
+        model, tokenizer = loaded.model, loaded.tokenizer
+    elif tokenizer_folder is None:
         raise UserError("train.student is a model configuration: it needs the tokenizer of a `local` teacher.")
-    return random_student(student, tokenizer_folder, seed)
+    else:
+        model, tokenizer = random_student(student, tokenizer_folder, seed)
+    if template:
+        tokenizer.chat_template = chat_template(template)
+    elif not tokenizer.chat_template:
+        raise UserError(
+            f"train.student: {student if isinstance(student, str) else tokenizer_folder}: its tokenizer has no chat "
+            "template, so it is a base model. Set train.chat_template to a file with one, or to `plain`; it is saved "
+            "with the student."
+        )
+    return model, tokenizer
 
 
-def sft_config(sft: Mapping[str, Any], checkpoints: Path, seed: int) -> Any:
-    """trl.SFTConfig with defaults for this machine, `sft` on top. Raises UserError for an unknown or owned key."""
+def _four_bits() -> Any:
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "train.quantize: 4bit needs an NVIDIA GPU, and there is none here. Remove it; lora goes without."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("train.quantize: 4bit needs bitsandbytes: pip install 'seqkd[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _settings(config: Train) -> Mapping[str, Any]:
+    """What the recipe says to TRL."""
+    return config.on_policy if config.method == "on_policy" else config.sft
+
+
+def arguments(section: str, job: Job) -> Any:
+    """trl.SFTConfig, or trl.DistillationConfig for the section on_policy: defaults for this machine, the recipe's
+    settings on top. Raises UserError for an unknown or owned key."""
     _quiet_libraries()
     import dataclasses
 
-    import torch
-    from trl import SFTConfig
+    import trl
 
-    known = {field.name for field in dataclasses.fields(SFTConfig) if field.init}
-    for key in sft:
+    made = trl.DistillationConfig if section == "on_policy" else trl.SFTConfig
+    given = job.config.on_policy if section == "on_policy" else job.config.sft
+    known = {field.name for field in dataclasses.fields(made) if field.init}
+    for key in given:
+        place = f"train.{section}.{key}"
         if key not in known:
-            raise UserError(f"train.sft.{key}: trl.SFTConfig has no such setting.{nearest(key, known - set(OWNED))}")
+            raise UserError(f"{place}: trl.{made.__name__} has no such setting.{nearest(key, known - set(OWNED))}")
         if key in OWNED:
-            raise UserError(f"train.sft.{key}: cannot be set here: {OWNED[key]}.")
-    cuda = torch.cuda.is_available()
-    defaults: dict[str, Any] = {
-        "use_cpu": not cuda and not torch.backends.mps.is_available(),
-        "bf16": torch.cuda.is_bf16_supported() if cuda else _fast_bf16_cpu(),
-        "gradient_checkpointing": cuda,
-        "dataloader_pin_memory": cuda,
+            raise UserError(f"{place}: cannot be set here: {OWNED[key]}.")
+    defaults: dict[str, Any] = _for_this_machine() | {
         "report_to": "none",
         "disable_tqdm": True,
         "logging_steps": 10,
@@ -158,14 +342,115 @@ def sft_config(sft: Mapping[str, Any], checkpoints: Path, seed: int) -> Any:
         "logging_first_step": True,
         "save_strategy": "no",  # saved by the clock instead: see _watch
         "save_total_limit": 2,
-        "completion_only_loss": True,
+        "ddp_find_unused_parameters": False,
     }
+    if section == "sft":
+        defaults["completion_only_loss"] = True
+    stopping = job.config.early_stopping
+    if stopping:
+        if not job.validation_rows:
+            raise UserError("train.early_stopping needs validation rows: raise assemble.validation_fraction.")
+        defaults |= {"eval_strategy": "steps", "eval_steps": stopping.eval_steps, "save_strategy": "steps"}
+        # Each evaluated model is a checkpoint, for the best of them is taken in the end.
+        defaults |= {"save_steps": stopping.eval_steps, "load_best_model_at_end": True}
+        defaults |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+        defaults["restore_callback_states_from_checkpoint"] = True  # how long it has waited
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # renamed settings, still TRL's own defaults
-            return SFTConfig(**{**defaults, **sft}, output_dir=str(checkpoints), seed=seed, data_seed=seed)
+            owned = {"output_dir": str(job.checkpoints), "seed": job.seed, "data_seed": job.seed}
+            args = made(**{**defaults, **given, **owned})
     except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"train.sft: trl.SFTConfig refuses these settings: {error}") from error
+        raise UserError(f"train.{section}: trl.{made.__name__} refuses these settings: {error}") from error
+    if not job.validation_rows:
+        args.eval_strategy = type(args.eval_strategy)("no")
+    return args
+
+
+def _made(trainer: Any, job: Job, args: Any, **data: Any) -> Any:
+    """A TRL trainer for a job. Raises UserError for settings that do not go together."""
+    if data["eval_dataset"] is None:
+        args.eval_strategy = type(args.eval_strategy)("no")
+    peft = {"peft_config": _lora_config(job.config.lora)}
+    try:
+        return trainer(model=job.student, args=args, processing_class=job.tokenizer, **peft, **data)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"train: TRL refuses these settings: {error}") from error
+    except RuntimeError as error:
+        if "requires" not in str(error) or "install" not in str(error):
+            raise
+        raise UserError(
+            f"train.{'on_policy' if job.config.method == 'on_policy' else 'sft'}.report_to: {error}"
+        ) from error
+
+
+def _dataset(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]] | None = None) -> Any:
+    """datasets.Dataset of rows of one form, None if there is none."""
+    import datasets
+
+    if not rows:
+        return None
+    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]} | dict(columns or {}))
+
+
+def _tokenized(job: Job, args: Any) -> tuple[Tokens, Tokens]:
+    """The rows for training and for validation as tokens."""
+    context = _context(job.student, job.tokenizer)
+    more: dict[str, Any] = {
+        "limit": context if args.max_length is None else min(args.max_length, context),
+        "too_long": job.config.too_long,
+        "loss_on": job.config.loss_on,
+        "whole": not args.completion_only_loss,
+    }
+    train = tokenize(job.tokenizer, job.train_rows, **more)
+    if not train.rows:
+        raise UserError("nothing to train on: no row has a completion within sft.max_length tokens.")
+    return train, tokenize(job.tokenizer, job.validation_rows, **more)
+
+
+def _prompts(job: Job, rows: Sequence[Mapping[str, Any]], limit: int) -> tuple[list[dict[str, Any]], int]:
+    """The prompts of at most `limit` tokens, and how many are longer. Each prompt once for each of its rows."""
+    kept = []
+    ids = local.encode(job.tokenizer, [row["prompt"] for row in rows], add_generation_prompt=True)
+    for number, (row, prompt) in enumerate(zip(rows, ids, strict=True)):
+        if len(prompt) <= limit:
+            kept.append({"prompt": list(row["prompt"])})
+        elif job.config.too_long == "error":
+            raise UserError(
+                f"row {row.get('id', number)}: its prompt has {len(prompt):,} tokens, and {limit:,} leave room for an "
+                "answer. Lower train.on_policy.max_completion_length, or set train.too_long: drop."
+            )
+    return kept, len(rows) - len(kept)
+
+
+def _counts(tokens: Tokens) -> dict[str, int | None]:
+    carrying = sum(label != IGNORED for row in tokens.rows for label in row["labels"])
+    return {"tokens": carrying, "dropped": tokens.dropped, "cut": tokens.cut}
+
+
+def _context(model: Any, tokenizer: Any) -> int:
+    return local.context_length(Loaded(model, tokenizer, "student"))
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Say which settings help when memory runs out."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        known = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory", "out of memory")
+        ours = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in known)
+        if not ours:
+            raise
+        raise UserError(
+            "the training ran out of memory. Three settings help, the first without changing the result: a smaller "
+            "train.sft.per_device_train_batch_size with as many times more gradient_accumulation_steps; "
+            "gradient_checkpointing: true, or train.lora; a smaller train.sft.max_length. "
+            f"({text.splitlines()[0] if text else 'no further word'})"
+        ) from error
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -204,6 +489,19 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
+def _for_this_machine() -> dict[str, Any]:
+    """Settings of TRL that depend on the hardware."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "use_cpu": not cuda and not torch.backends.mps.is_available(),
+        "bf16": torch.cuda.is_bf16_supported() if cuda else _fast_bf16_cpu(),
+        "gradient_checkpointing": cuda,
+        "dataloader_pin_memory": cuda,
+    }
+
+
 def _fast_bf16_cpu() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; emulated it is slower than float32."""
     import torch
@@ -230,33 +528,41 @@ def _trainer(args: Any) -> Any:
             if return_outputs or self.aux_loss_enabled or "position_ids" in inputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]
-            columns = (labels != -100).any(0).nonzero().squeeze(1)
+            columns = (labels != IGNORED).any(0).nonzero().squeeze(1)
             logits = model(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 use_cache=False,
                 logits_to_keep=columns,  # (columns,) of the unshifted sequence: each predicts the next token
             ).logits
-            mask = labels[:, columns] != -100
+            mask = labels[:, columns] != IGNORED
             chosen, targets = logits[mask].float(), labels[:, columns][mask]  # (tokens, vocabulary), (tokens,)
             mode = "train" if model.training else "eval"
             accuracy = (chosen.detach().argmax(-1) == targets).float().mean().item()
             self._metrics[mode]["mean_token_accuracy"].append(accuracy)
-            count = len(targets) if num_items_in_batch is None else num_items_in_batch
-            return nn.functional.cross_entropy(chosen, targets, reduction="sum") / count
+            loss = nn.functional.cross_entropy(chosen, targets, reduction="sum")
+            if num_items_in_batch is None:
+                return loss / len(targets)
+            # The count is that of all processes, and DDP divides by their number.
+            across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return loss * across / num_items_in_batch
 
     from torch import nn
 
     return CompletionTrainer
 
 
-def _watch(log: Log, metrics: Path, save_by_time: bool) -> Any:
-    """The Trainer's callback: progress, metrics.jsonl, checkpoints by the clock, an end when the loss is not finite."""
+def _watch(log: Log, metrics: Path, save_by_time: bool, accelerator: Any) -> Any:
+    """The Trainer's callback: progress, metrics.jsonl, checkpoints by the clock, an end when the loss is not finite.
+    With several processes only the first one writes, and its clock counts for all."""
     from transformers import TrainerCallback
 
     saved = time.monotonic()
+    first = accelerator.is_main_process
 
     def write(history: Iterable[Mapping[str, Any]], mode: str) -> None:
+        if not first:
+            return
         with metrics.open(mode) as file:
             file.writelines(json.dumps(_metrics(event), sort_keys=True) + "\n" for event in history)
 
@@ -269,9 +575,11 @@ def _watch(log: Log, metrics: Path, save_by_time: bool) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal saved
             # Only at steps that log: the running mean of the loss is not part of a checkpoint.
-            if save_by_time and control.should_log and time.monotonic() - saved > SAVE_EVERY_S:
-                control.should_save = True
-                saved = time.monotonic()
+            if save_by_time and control.should_log:
+                due = time.monotonic() - saved > SAVE_EVERY_S
+                if _from_first(due) if accelerator.num_processes > 1 else due:
+                    control.should_save = True
+                    saved = time.monotonic()
             log({"step": state.global_step, "steps": state.max_steps})
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -283,7 +591,9 @@ def _watch(log: Log, metrics: Path, save_by_time: bool) -> Any:
                 log({"step": state.global_step, "steps": state.max_steps, **_metrics(event)})
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            accelerator.wait_for_everyone()  # each process writes the state of its own random generators
+            if first:
+                _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Watch()
 
@@ -302,36 +612,6 @@ def _diverged(step: int) -> str:
 
 def _last(history: Iterable[Mapping[str, Any]], key: str, otherwise: Any) -> Any:
     return next((event[key] for event in reversed(list(history)) if key in event), otherwise)
-
-
-def _tokenize(tokenizer: Any, rows: Sequence[Mapping[str, Any]], args: Any) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows as input_ids and labels (-100 where there is no loss), and how many max_length left without a completion.
-
-    The same token ids as TRL makes of the conversational form, but in one pass, and with control tokens in a message
-    encoded as text. Raises UserError if a completion does not end in the end-of-turn token.
-    """
-    from pipeline.teachers.local import common_prefix, encode
-
-    prompts = encode(tokenizer, [row["prompt"] for row in rows], add_generation_prompt=True)
-    turns = encode(tokenizer, [[*row["prompt"], *row["completion"]] for row in rows], add_generation_prompt=False)
-    end, limit = tokenizer.eos_token_id, args.max_length
-    made, dropped = [], 0
-    for prompt, ids in zip(prompts, turns, strict=True):
-        start = common_prefix(prompt, ids)
-        if end is None or end not in ids[start:]:
-            raise UserError(
-                f"the student would never learn to stop: its chat template does not put the tokenizer's end-of-turn "
-                f"token ({tokenizer.eos_token!r}) after an answer. Set eos_token to the token that ends a turn, in the "
-                "student's tokenizer_config.json, or mend its chat_template.jinja."
-            )
-        labels = [-100] * start + ids[start:] if args.completion_only_loss else list(ids)
-        if limit is not None:
-            ids, labels = ids[:limit], labels[:limit]
-        if len(ids) <= start:
-            dropped += 1
-            continue
-        made.append({"input_ids": ids, "labels": labels})
-    return made, dropped
 
 
 def _lora_config(lora: Mapping[str, Any] | None) -> Any:
@@ -364,15 +644,24 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-VERSION = 1
+VERSION = 2
 SECTIONS = ("train",)
 READS = {"train": "assemble", "validation": "assemble", "random_subset": "assemble"}
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
-    """The student's folder, where it is one."""
-    student = recipe.train.student
-    return {"student": Path(student)} if isinstance(student, str) and Path(student).is_dir() else {}
+    """The student's folder, the teacher's and the chat template's file, where they are such. The embedded teacher is
+    none: it is determined by what determines its answers, and those are read."""
+    config = recipe.train
+    found = {"student": Path(config.student)} if isinstance(config.student, str) else {}
+    if config.chat_template not in (None, "plain"):
+        found["chat_template"] = Path(str(config.chat_template))
+    if needs_teacher(config):
+        place = config.teacher or next(
+            (teacher.model for teacher in recipe.collect.teachers if teacher.provider == "local"), ""
+        )
+        found["teacher"] = Path(place)
+    return {name: path for name, path in found.items() if path.is_dir() or name == "chat_template"}
 
 
 def tokenizer_folder(recipe: Recipe) -> Path | None:
@@ -385,6 +674,71 @@ def tokenizer_folder(recipe: Recipe) -> Path | None:
 
     teacher = next((teacher for teacher in recipe.collect.teachers if teacher.provider == "local"), None)
     return Path(local_teacher_folder(recipe, teacher)) if teacher else None
+
+
+def student_seed(recipe: Recipe) -> int:
+    """The seed of the students' random weights and of their training: train.seed, or the recipe's."""
+    return recipe.seed if recipe.train.seed is None else recipe.train.seed
+
+
+def open_student(recipe: Recipe) -> tuple[Any, Any]:
+    """The student of a recipe as it is before training: model and tokenizer."""
+    config = recipe.train
+    return load_student(
+        config.student,
+        tokenizer_folder(recipe),
+        student_seed(recipe),
+        template=config.chat_template,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def needs_teacher(config: Train) -> bool:
+    """Whether the teacher's model takes part in the training itself."""
+    return config.method == "on_policy" or (config.method == "logits" and config.logits.source == "teacher")
+
+
+def open_teacher(recipe: Recipe, tokenizer: Any) -> Loaded | None:
+    """The teacher whose probabilities the method needs, None if it needs none. `tokenizer`: the student's.
+
+    Raises UserError if there is no such teacher here, or if its tokenizer is another one.
+    """
+    config = recipe.train
+    if config.method == "sft":
+        return None
+    from transformers import AutoTokenizer
+
+    from pipeline.stages.collect import local_teacher_folder
+
+    trust = config.trust_remote_code
+    places = [config.teacher] if config.teacher else []
+    for teacher in [] if config.teacher else recipe.collect.teachers:
+        if teacher.provider == "local" and (not places or not needs_teacher(config)):
+            places.append(local_teacher_folder(recipe, teacher))
+            trust = trust or teacher.trust_remote_code
+        elif teacher.provider == "vllm" and not needs_teacher(config):
+            places.append(teacher.model)
+    if not places:
+        raise UserError(
+            f"train.method: {config.method} needs the probabilities of a teacher on this machine, and collect.teachers "
+            "has none that is `local`. Name the teacher's folder or hub id in train.teacher, or use method: sft."
+        )
+    if needs_teacher(config):
+        loaded = local.load(places[0], trust_remote_code=trust)
+        soft_targets.check_same_tokenizer(tokenizer, loaded.tokenizer, name=f"the teacher {places[0]}")
+        if config.method == "on_policy":
+            soft_targets.check_same_prompts(tokenizer, loaded.tokenizer)
+        return loaded
+    for place in places:
+        try:
+            theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=trust)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"train.logits.source: stored: the tokenizer of {place} cannot be opened, so nobody knows what its "
+                f"tokens are ({str(error).splitlines()[0]}). Name a folder with it in train.teacher."
+            ) from error
+        soft_targets.check_same_tokenizer(tokenizer, theirs, name=f"the teacher {place}")
+    return None
 
 
 @contextmanager
@@ -409,67 +763,229 @@ def training_progress(label: str) -> Iterator[Log]:
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Train the student, then each baseline in the same way on other rows.
 
-    Reads train, validation and random_subset; writes student/, baselines/NAME/ (plain model folders) and metrics.jsonl
-    (one JSON object a log event, with the model's name). Each training resumes from its last checkpoint.
+    Reads train, validation and random_subset; writes student/, baselines/NAME/ (plain model folders), metrics.jsonl
+    (one JSON object a log event, with the model's name) and trl_sft.yaml. Each training resumes from its last
+    checkpoint.
     """
-    config = recipe.train
-    data = {"student": inputs["train"]}
-    data |= {name: inputs[name] for name in config.baselines}
-    validation = list(artifacts.read_rows(inputs["validation"], ["prompt", "completion"]))
-    summaries: dict[str, Any] = {}
+    _tell((recipe, inputs, out, os.environ.get("SEQKD_DATA", "")))
+    summaries = train_all(recipe, inputs, out)
     metrics: list[str] = []
-    for name, table in data.items():
-        work = out / "checkpoints" / name  # the flow keeps it if this attempt is interrupted
-        done = work / "summary.json"
-        if not done.is_file():
-            shutil.rmtree(work / "model", ignore_errors=True)
-            rows = list(artifacts.read_rows(table, ["prompt", "completion"]))
-            model, tokenizer = load_student(config.student, tokenizer_folder(recipe), recipe.seed)
-            with training_progress(f"train {name}") as log:
-                summary = fit(
-                    model,
-                    tokenizer,
-                    rows,
-                    validation,
-                    config.sft,
-                    work / "model",
-                    lora=config.lora,
-                    seed=recipe.seed,
-                    log=log,
-                    checkpoints=work / "steps",
-                )
-            artifacts.write_json(done, {**summary, "rows": len(rows)})
-        summaries[name] = json.loads(done.read_text())
-        for line in (work / "model" / "metrics.jsonl").read_text().splitlines():
+    for name in summaries:
+        model = out / "checkpoints" / name / "model"
+        for line in (model / "metrics.jsonl").read_text().splitlines():
             metrics.append(json.dumps({"model": name, **json.loads(line)}, sort_keys=True))
-    for name in data:
         target = out / "student" if name == "student" else out / "baselines" / name
         target.parent.mkdir(exist_ok=True)
         # Linked, not moved: until the stage is published, an interrupted attempt must find them where they were.
-        shutil.copytree(out / "checkpoints" / name / "model", target, copy_function=_link)
+        shutil.copytree(model, target, copy_function=artifacts.link_or_copy)
         (target / "metrics.jsonl").unlink()
     artifacts.write_text(out / "metrics.jsonl", "\n".join(metrics) + "\n")
+    _write_trl_config(recipe, inputs, out)
     return {"training": summaries, "note": _note(summaries["student"])}
 
 
-def _link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
+    """Train the student and the baselines into out/checkpoints/NAME/model, which the flow keeps if this attempt is
+    interrupted. Returns what `fit` says of each, and the number of its rows."""
+    from pipeline.stages.collect import system_message
+
+    _quiet_libraries()
+    config, seed = recipe.train, student_seed(recipe)
+    data = {"student": inputs["train"]} | {name: inputs[name] for name in config.baselines}
+    system = system_message(recipe)
+    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    validation = _read(inputs["validation"])
+    summaries: dict[str, Any] = {}
+    for name, table in data.items():
+        work = out / "checkpoints" / name
+        done = work / "summary.json"
+        if not done.is_file():
+            rows = _read(table)
+            model, tokenizer = load_student(
+                config.student,
+                tokenizer_folder(recipe),
+                seed,
+                template=config.chat_template,
+                trust_remote_code=config.trust_remote_code,
+                quantize=config.quantize,
+            )
+            if name == "student" and not isinstance(config.student, str) and _rank() == 0:
+                model.save_pretrained(work / "untrained")  # what trl_sft.yaml begins with
+                tokenizer.save_pretrained(work / "untrained")
+            with training_progress(f"train {name}") if _rank() == 0 else nullcontext(_silent) as log:
+                with _tensorboard(out.parent / "tensorboard" / name):
+                    summary = fit(
+                        model,
+                        tokenizer,
+                        rows,
+                        validation,
+                        config,
+                        work / "model",
+                        teacher=open_teacher(recipe, tokenizer),
+                        system=first,
+                        seed=seed,
+                        log=log,
+                        checkpoints=work / "steps",
+                    )
+            if _rank() == 0:
+                artifacts.write_json(done, {**summary, "rows": len(rows)})
+            summaries[name] = {**summary, "rows": len(rows)}
+        else:
+            summaries[name] = json.loads(done.read_text())
+    return summaries
+
+
+def _read(table: Path) -> list[dict[str, Any]]:
+    """The rows of a training table: id, prompt, completion, and logprobs where collect stored the likeliest tokens."""
+    import pyarrow.parquet as pq
+
+    names = [name for name in ("id", "prompt", "completion", "logprobs") if name in pq.read_schema(table).names]
+    return list(artifacts.read_rows(table, names))
+
+
+def _silent(event: Mapping[str, Any]) -> None:
+    pass
+
+
+@contextmanager
+def _tensorboard(folder: Path) -> Iterator[None]:
+    """Where TensorBoard's files go with report_to: tensorboard, unless the environment says otherwise: beside the
+    stages, for the Trainer would put them among the checkpoints, which are removed."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    given = name in os.environ
+    if not given:
+        os.environ[name] = str(folder)
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        yield
+    finally:
+        if not given:
+            del os.environ[name]
+
+
+def _write_trl_config(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
+    """trl_sft.yaml: the same fine-tuning for `trl sft --config trl_sft.yaml`, without seqkd. Its paths are relative to
+    this stage's folder, so it is to be started there, and a run can be moved as a whole."""
+    config = recipe.train
+    work = out / "checkpoints" / "student"
+    if (work / "untrained").is_dir():
+        shutil.copytree(work / "untrained", out / "untrained", copy_function=artifacts.link_or_copy)
+    here = isinstance(config.student, str) and Path(config.student).is_dir()
+    student = str(Path(str(config.student)).resolve()) if here else config.student
+    table = Path("..") / inputs["train"].parent.name / inputs["train"].name
+    settings: dict[str, Any] = {
+        "model_name_or_path": student if isinstance(config.student, str) else "untrained",
+        "datasets": [{"path": "parquet", "data_files": str(table), "columns": ["prompt", "completion"]}],
+        "output_dir": "../trl_sft",
+        "seed": student_seed(recipe),
+        "completion_only_loss": True,
+        "report_to": "none",
+        **_for_this_machine(),
+        **config.sft,
+    }
+    if config.chat_template:
+        artifacts.write_text(out / "chat_template.jinja", chat_template(config.chat_template))
+        settings["chat_template_path"] = "chat_template.jinja"
+    if config.loss_on == "assistant":
+        settings["assistant_only_loss"] = True
+    if config.trust_remote_code:
+        settings["trust_remote_code"] = True
+    if config.lora is not None:
+        settings["use_peft"] = True
+        settings |= {_TRL_LORA[name]: value for name, value in config.lora.items() if name in _TRL_LORA}
+    if config.quantize:
+        settings |= {"load_in_4bit": True, "use_bnb_nested_quant": True}
+    head = (
+        "# The fine-tuning of this stage (train.method: sft) for TRL alone. Start it in this folder:\n"
+        "#     trl sft --config trl_sft.yaml\n"
+    )
+    artifacts.write_text(out / "trl_sft.yaml", head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+# peft.LoraConfig's fields as trl.ModelConfig calls them; TRL's command line has no others.
+_TRL_LORA = {
+    "r": "lora_r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "lora_target_modules",
+    "modules_to_save": "lora_modules_to_save",
+    "task_type": "lora_task_type",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
 
 
 def _note(summary: dict[str, Any]) -> str:
     note = f"student of {summary['parameters']:,} parameters, {summary['steps']:,} steps on {summary['rows']:,} rows"
     if summary["eval_loss"] is not None:
         note += f", validation loss {summary['eval_loss']:.3f}"
-    if summary["dropped"]:
-        note += f"; {summary['dropped']:,} rows longer than sft.max_length were dropped"
+    if "best_step" in summary:
+        note += f" (lowest, at step {summary['best_step']:,})"
+    if "soft_tokens" in summary:
+        note += f"; {summary['soft_tokens'] / summary['tokens']:.1%} of the answers' tokens have soft targets"
+    for name, what in (("dropped", "were dropped"), ("cut", "were cut")):
+        if summary[name]:
+            note += f"; {summary[name]:,} rows longer than the context {what}"
     return note
 
 
-if __name__ == "__main__":
+# --- several processes (accelerate launch) ---------------------------------------------------------------------------
+
+
+def _rank() -> int:
+    """This process's number, as torchrun and accelerate launch set it; 0 where there is only one."""
+    return int(os.environ.get("RANK", "0")) if _processes() > 1 else 0
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+_told = False
+
+
+def _tell(work: Any) -> None:
+    """Rank 0 says once to the others what to train: (recipe, inputs, out), or None for nothing."""
+    global _told
+    if _processes() > 1 and not _told:
+        _told = True
+        _shared(work)
+
+
+def _shared(work: Any) -> Any:
+    """What rank 0 said."""
+    from accelerate import PartialState
+
+    PartialState()  # joins the processes
+    return _from_first(work)
+
+
+def _from_first(value: Any) -> Any:
+    """A value of rank 0 in every process. (accelerate's own function leaves the values alone on a CPU.)"""
+    import torch
+
+    box = [value]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def main() -> None:
+    """`python -m pipeline.stages.train RECIPE --run NAME`, alone or under `accelerate launch`. Only rank 0 locks the
+    run, reads its state, writes and publishes; the others wait for what it says and train along."""
     from pipeline.flow import stage_main
 
-    stage_main("train")
+    if _rank() == 0:
+        try:
+            stage_main("train")
+        finally:
+            _tell(None)  # the stage was complete, or it failed before the training
+        return
+    work = _shared(None)
+    if work:
+        recipe, inputs, out, os.environ["SEQKD_DATA"] = work
+        train_all(recipe, inputs, out)
+
+
+if __name__ == "__main__":
+    from pipeline.stages import train  # this very file, but as the module that the flow runs
+
+    train.main()

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SeqkdError, UserError
+from pipeline.recipe import Train
 from pipeline.stages import train
-from pipeline.stages.train import DivergedError, fit, last_checkpoint, sft_config
+from pipeline.stages.train import DivergedError, Job, arguments, fit, last_checkpoint
+from pipeline.tokens import tokenize
 
 MODEL = {
     "model_type": "llama",
@@ -50,8 +52,9 @@ def student(seed: int = 0) -> tuple[Any, Any]:
 
 def run(folder: Path, sft: dict[str, Any] | None = None, rows: Any = ROWS, **more: Any) -> dict[str, Any]:
     model, tokenizer = student()
+    config = Train(sft=SFT if sft is None else sft, **more.pop("config", {}))
     settings = {"seed": 1, "checkpoints": folder / "checkpoints"} | more
-    return fit(model, tokenizer, rows, ROWS[:4], SFT if sft is None else sft, folder / "out", **settings)
+    return fit(model, tokenizer, rows, ROWS[:4], config, folder / "out", **settings)
 
 
 def weights(folder: Path) -> bytes:
@@ -162,7 +165,7 @@ def test_the_seed_decides(unbroken: Any, tmp_path: Path) -> None:
 
 
 def test_lora_is_merged_into_a_plain_folder(tmp_path: Path) -> None:
-    summary = run(tmp_path, lora={"r": 2, "target_modules": ["q_proj", "v_proj"]})
+    summary = run(tmp_path, config={"lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}})
     assert summary["trainable"] < summary["parameters"] / 10
     assert not (tmp_path / "out" / "adapter_config.json").exists() and weights(tmp_path)
     from pipeline.teachers.local import load
@@ -193,11 +196,11 @@ def test_wrong_settings_are_named(tmp_path: Path, more: dict[str, Any], message:
 
 def test_wrong_lora_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train.lora.rr: .* Did you mean 'r'|train.lora.rr: "):
-        run(tmp_path, lora={"rr": 4})
+        run(tmp_path, config={"lora": {"rr": 4}})
 
 
 def test_nothing_is_reported_anywhere_by_default(tmp_path: Path) -> None:
-    args = sft_config({}, tmp_path, 0)
+    args = arguments("sft", Job(None, None, [], [], Train(), None, [], 0, tmp_path))
     assert (
         args.report_to in ("none", [])
         and not args.push_to_hub
@@ -210,14 +213,14 @@ def test_a_template_without_end_of_turn_is_refused(tmp_path: Path) -> None:
     model, tokenizer = student()
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
     with pytest.raises(UserError, match="never learn to stop"):
-        fit(model, tokenizer, ROWS, [], SFT, tmp_path / "out", checkpoints=tmp_path / "checkpoints")
+        fit(model, tokenizer, ROWS, [], Train(sft=SFT), tmp_path / "out", checkpoints=tmp_path / "checkpoints")
 
 
-def test_labels_are_the_answer_and_its_end(tmp_path: Path) -> None:
+def test_labels_are_the_answer_and_its_end() -> None:
     _, tokenizer = student()
-    rows, dropped = train._tokenize(tokenizer, ROWS, sft_config({"max_length": 64}, tmp_path, 0))
-    assert dropped == 0
-    for row, source in zip(rows, ROWS, strict=True):
+    tokens = tokenize(tokenizer, ROWS, limit=64)
+    assert (tokens.dropped, tokens.cut) == (0, 0)
+    for row, source in zip(tokens.rows, ROWS, strict=True):
         kept = [label for label in row["labels"] if label != -100]
         assert tokenizer.decode(kept) == source["completion"][0]["content"] + "<|end|>"
         assert len(row["labels"]) == len(row["input_ids"])
