@@ -10,6 +10,8 @@ written: predictions (one row a question and model), scores.json (the figures, u
 - agreement, rouge_l (Lin, 2004), chrf (Popovic, 2015): the same, or similar, answer as the teacher.
 - intervals: 95% percentile bootstrap (Efron & Tibshirani, 1993). Questions about the same fact are drawn together, and
   differences and ratios are paired: each resample has the same questions for both models.
+- win rate: with evaluate.judge, how often a judge finds the student's answer better than the teacher's, ties half. It
+  is asked in both orders and does not know whose answers they are (pipeline/judge.py).
 - speed: the models take turns, so that whatever else the machine does hits all of them alike.
 """
 
@@ -28,14 +30,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, asking, questions, report
+from pipeline import artifacts, asking, paths, questions, report
+from pipeline import judge as llm_judge
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.questions import Question
 from pipeline.recipe import Evaluate, Recipe, Teacher
 from pipeline.records import PREDICTIONS, Message, Row, canonical_json, make_id
 from pipeline.stages import collect
-from pipeline.stages.train import load_student, tokenizer_folder
+from pipeline.stages.train import open_student
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 
@@ -98,23 +101,13 @@ def rouge_l(text: str, reference: str) -> float:
     return _f(row[-1], len(ours), len(theirs))
 
 
-def chrf(text: str, reference: str, order: int = 6, beta: float = 2.0) -> float:
-    """Character n-gram F-score of two texts without their spaces, 0 .. 1 (Popovic, 2015). As sacrebleu's sentence chrF:
-    the mean over n of precision and recall, of those n for which both texts are long enough."""
-    ours, theirs = "".join(text.split()), "".join(reference.split())
-    precisions, recalls = [], []
-    for n in range(1, order + 1):
-        left = Counter(ours[i : i + n] for i in range(len(ours) - n + 1))
-        right = Counter(theirs[i : i + n] for i in range(len(theirs) - n + 1))
-        if left and right:
-            shared = sum((left & right).values())
-            precisions.append(shared / left.total())
-            recalls.append(shared / right.total())
-    if not precisions:
-        return float(ours == theirs)
-    precision, recall = statistics.fmean(precisions), statistics.fmean(recalls)
-    weight = beta * beta
-    return (1 + weight) * precision * recall / (weight * precision + recall) if precision + recall else 0.0
+def chrf(text: str, reference: str) -> float:
+    """Character n-gram F-score of two texts, 0 .. 1 (Popovic, 2015): sacrebleu's sentence chrF2."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    if not text.split() or not reference.split():
+        return float(text.split() == reference.split())
+    return CHRF().sentence_score(text, [reference]).score / 100
 
 
 def _f(shared: int, ours: int, theirs: int) -> float:
@@ -348,6 +341,73 @@ def compare(
     return scores
 
 
+def against_teacher(
+    recipe: Recipe, asked: Sequence[Question], student: Sequence[Row], teacher: Sequence[Row], out: Path
+) -> dict[str, Any]:
+    """What evaluate.judge says of the student's answers beside the teacher's.
+
+    Returns {"name": the judge's, "questions", "win", "tie", "loss", "unjudged", "win_rate": ties count half,
+    "win_rate_ci", "verdicts": {question id: win, tie, loss or null}, "usage"}. Raises what collect raises.
+    """
+    config = recipe.evaluate.judge
+    assert config
+    answered = [number for number, row in enumerate(teacher) if row["finish_reason"] != "error"]
+    chosen = sorted(random.Random(recipe.seed).sample(answered, min(config.limit, len(answered))))
+    triples = [(asked[number].messages, student[number]["text"], teacher[number]["text"]) for number in chosen]
+    verdicts, usage = llm_judge.compare(recipe, config, triples, out)
+    worth = {"win": 1.0, "tie": 0.5, "loss": 0.0, None: 0.0}
+    values = np.array([[worth[verdict], verdict is not None] for verdict in verdicts], dtype=float).reshape(-1, 2)
+    groups = [asked[number].fact or asked[number].id for number in chosen]
+    judged = values[:, 1].sum()
+    rate, ends = None, None
+    if judged:
+        draws = resample(values, groups, recipe.evaluate.bootstrap, recipe.seed)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate, ends = float(values[:, 0].sum() / judged), interval(draws[:, 0] / draws[:, 1])
+    (named,) = recipe.judging(config).teachers
+    return {
+        "name": collect.teacher_name(named),
+        "questions": len(chosen),
+        **{outcome: verdicts.count(outcome) for outcome in ("win", "tie", "loss")},
+        "unjudged": verdicts.count(None),
+        "win_rate": rate,
+        "win_rate_ci": ends,
+        "verdicts": {asked[number].id: verdict for number, verdict in zip(chosen, verdicts, strict=True)},
+        "usage": usage,
+    }
+
+
+def estimate(recipe: Recipe) -> list[dict[str, Any]]:
+    """What the judge would take at the most: lines as of collect.estimate. An answer is taken to be as long as it may
+    be."""
+    from pipeline.calls.budget import cost
+    from pipeline.calls.reply import Usage
+
+    config = recipe.evaluate.judge
+    if not config or not examined(recipe):
+        return []
+    (teacher,) = recipe.judging(config).teachers
+    asked = questions.held_out(recipe)
+    requests = 2 * min(config.limit, len(asked))
+    template = paths.template_of(recipe.domain, "judge_compare.jinja").read_text(encoding="utf-8") + config.criteria
+    prompt = max((sum(len(turn["content"]) for turn in question.messages) for question in asked), default=0)
+    shown = (len(template) + prompt) // collect.CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
+    read, written = requests * shown, requests * config.max_tokens
+    rates = collect.rates_of(teacher)
+    if teacher.mode == "batch":
+        rates = collect.halved(rates)
+    return [
+        {
+            "teacher": f"{collect.teacher_name(teacher)} (evaluate.judge)",
+            "provider": teacher.provider,
+            "requests": requests,
+            "input_tokens": read,
+            "output_tokens": written,
+            "usd": cost(rates, Usage(read, 0, written)) if rates else None,
+        }
+    ]
+
+
 def measure(
     models: dict[str, Loaded], chats: Chats, answers: Answers, recipe: Recipe
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -442,7 +502,7 @@ def open_models(recipe: Recipe, student: Path, teacher: Teacher | None) -> dict[
         models["teacher"] = local.load(place, trust_remote_code=teacher.trust_remote_code)
     trust = recipe.train.trust_remote_code
     models["student"] = local.load(student, trust_remote_code=trust)
-    untrained, tokenizer = load_student(recipe.train.student, tokenizer_folder(recipe), recipe.seed)
+    untrained, tokenizer = open_student(recipe)
     place = recipe.train.student if isinstance(recipe.train.student, str) else ""
     models["untrained"] = local.prepare(untrained.to(models["student"].model.device), tokenizer, place)
     for baseline in recipe.train.baselines:
@@ -474,7 +534,8 @@ def ask_hosted(recipe: Recipe, teacher: Teacher, asked: Sequence[Question], out:
 
 def sources(recipe: Recipe) -> dict[str, Path]:
     """Where the held-out questions come from, and the templates and files that determine the teacher."""
-    return collect.sources(recipe) | questions.sources(recipe)
+    judging = paths.template_of(recipe.domain, "judge_compare.jinja") if recipe.evaluate.judge else None
+    return collect.sources(recipe) | questions.sources(recipe) | ({"judge_compare.jinja": judging} if judging else {})
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -518,6 +579,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     scores["size_ratio"] = _divided(ours["parameters"], theirs["parameters"])
     scores["aims"] = aims(scores)
     scores["usage"] = usage
+    if config.judge and "teacher" in answers:
+        scores["judge"] = against_teacher(recipe, asked, answers["student"], answers["teacher"], out)
 
     rows = sorted((row for rows in predictions.values() for row in rows), key=lambda row: row["id"])
     artifacts.write_table(out / "predictions.parquet", PREDICTIONS, rows)

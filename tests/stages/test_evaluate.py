@@ -1,6 +1,7 @@
 """evaluate: the metrics against values worked out elsewhere, the intervals against theory, the stage on real models."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.questions import Question
 from pipeline.recipe import load_recipe
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import chrf, exact_match, interval, normalise, resample, rouge_l, token_f1
+from scripted import scripted
 from teacher_server import running
 from tiny import CAPITALS
 
@@ -236,6 +238,52 @@ def test_a_teacher_elsewhere_is_asked_once(finished, tmp_path, monkeypatch):
     assert all(row["text"] == f"echo: {row['question']}" for row in rows if row["model"] == "teacher")
     page = (out / "report.html").read_text()
     assert "The teacher answers elsewhere" in page and "canary" not in page
+
+
+def longer_one(text: str) -> str:
+    """A judge that prefers the longer answer, whatever its place."""
+    first, second = (re.search(rf"<answer-{name}-\w+>\n(.*?)\n</answer-", text, re.DOTALL)[1] for name in "AB")
+    verdict = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+    return json.dumps({"reason": "Length.", "verdict": verdict})
+
+
+def always_a(text: str) -> str:
+    return '{"reason": "It is first.", "verdict": "A"}'
+
+
+def test_a_judge_compares_student_and_teacher(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("SEQKD_DATA", str(finished / "data"))
+    monkeypatch.setenv("TEST_KEY", "canary-58d1")
+    predicted = artifacts.read_table(finished / "data/runs/tiny/evaluate/predictions.parquet").to_pylist()
+    texts = {(row["model"], row["question_id"]): row["text"] for row in predicted}
+    for judge in (longer_one, always_a):
+        with scripted(judge) as server:
+            teacher = f"{{provider: openai, model: {judge.__name__}, base_url: '{server.url}', api_key_env: TEST_KEY}}"
+            out = tmp_path / judge.__name__
+            out.mkdir()
+            changes = [f"evaluate.judge={{teacher: {teacher}, limit: 8}}", "train.baselines=[]"]
+            scores = evaluated(finished, out, *changes)
+            differ = 0
+            for question, verdict in scores["judge"]["verdicts"].items():
+                ours, theirs = len(texts["student", question]), len(texts["teacher", question])
+                right = "tie" if ours == theirs else "win" if ours > theirs else "loss"
+                assert verdict == (right if judge is longer_one else "tie")
+                differ += texts["student", question] != texts["teacher", question]
+            assert differ and sum(server.asked.values()) == 2 * differ  # equal answers are not asked about
+        found = scores["judge"]
+        assert found["win"] + found["tie"] + found["loss"] == found["questions"] == 8 and found["unjudged"] == 0
+        assert found["win_rate"] == (found["win"] + found["tie"] / 2) / 8
+        low, high = found["win_rate_ci"]
+        assert low <= found["win_rate"] <= high
+        if judge is always_a:
+            assert (found["tie"], found["win_rate"], low, high) == (8, 0.5, 0.5, 0.5)
+        page = (out / "report.html").read_text()
+        assert f"{judge.__name__} judged 8 answers" in page and "canary" not in page
+        assert "The judge of the answers side by side read" in page
+        assert found["usage"]["requests_sent"] == 2 * differ
+    lines = evaluate.estimate(load_recipe(finished / "tiny.yaml", changes))
+    assert [(line["requests"], line["usd"]) for line in lines] == [(16, None)]
 
 
 def test_no_questions_is_an_error_that_says_what_to_do(finished, tmp_path, monkeypatch):

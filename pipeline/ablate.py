@@ -1,0 +1,355 @@
+"""Which step earned what: the student trained again without each step, over several seeds, in one table.
+
+    untrained     the student before training
+    raw           on every answer: no filter, no deduplication, all samples of a prompt
+    + filter      on what filter keeps
+    + dedupe      and dedupe keeps
+    + best-of     and assemble.best_of leaves: the recipe as it is
+    random        after each step: on as many unfiltered answers, drawn at random
+    METHOD        the recipe's rows, but another train.method
+
+Each variant is an ordinary run, data/runs/NAME-VARIANT-SEED, made by the ordinary flow with a few changes of the
+recipe. It begins with a link to the answers of the run NAME, and a stage that another variant has from the same inputs
+is linked too, so nothing is asked, filtered or trained twice. Each student answers the held-out questions once,
+greedily; its answers are a table in data/runs/NAME/ablation, named by all that determines them. A killed ablation
+therefore goes on with the same command, and comes to the same table.
+
+Only the student's seed changes between seeds (train.seed: random weights, order of rows, dropout); the data are the
+same. Intervals are 95% percentile bootstrap over questions, those about one fact together, and over seeds, all variants
+in the same draws: differences are paired. With few seeds such an interval is somewhat too narrow; each seed's accuracy
+is in ablation.json.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import artifacts, flow, questions
+from pipeline.errors import UserError, nearest
+from pipeline.progress import say
+from pipeline.questions import Question
+from pipeline.recipe import Dedupe, Recipe, load_recipe
+from pipeline.records import PREDICTIONS, Message, make_id
+from pipeline.stages import collect, evaluate, train
+from pipeline.teachers import local
+from pipeline.teachers.local import Loaded
+
+STAGES = ("filter", "dedupe", "assemble", "train")
+"""What each variant makes for itself, or links; generate and collect are always those of the run."""
+
+STEPS = {"raw": "raw", "filter": "+ filter", "dedupe": "+ dedupe", "best_of": "+ best-of"}
+
+UNLIMITED = 1_000_000
+"""As assemble.best_of: all rows of a prompt."""
+
+
+class Variant(NamedTuple):
+    """A run of the ablation."""
+
+    name: str  # raw, filter, dedupe, best_of, or a method
+    seed: int
+    run: Path
+    recipe: Recipe
+
+
+class Student(NamedTuple):
+    """A row of the table: what it is, and where its answers are, a table for each seed."""
+
+    name: str
+    label: str
+    rows: int | None  # that it was trained on
+    answers: list[Path]
+    before: str | None  # name of the row one step before
+    random: str | None  # name of the row on as many random answers
+
+
+def ablate(
+    recipe: Path, run: Path, *, overrides: Sequence[str] = (), seeds: int = 3, methods: Sequence[str] = (),
+    force: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Train and examine every variant of a recipe and write ablation.json and ablation.md into the run's folder.
+
+    run: data/runs/NAME. seeds: how many, from the recipe's on. methods: as ablate.methods, which it replaces; the
+    first trains the steps. Returns what ablation.json has:
+    {"seeds", "questions", "teacher": accuracy, "variants": [{"name", "label", "rows", "accuracy", "accuracy_ci",
+    "by_seed", "retention", "over_before", "over_random", ..._ci}]}. Raises SeqkdError.
+    """
+    base = load_recipe(recipe, list(overrides))
+    names = list(methods or base.ablate.methods or [base.train.method])
+    for name in names:
+        if name not in train.METHODS:
+            raise UserError(f"--methods {name}: there is no such train.method.{nearest(name, train.METHODS)}")
+    asked = sorted(questions.held_out(base), key=lambda question: question.id)
+    if not any(question.answers for question in asked):
+        raise UserError(
+            "an ablation compares accuracies, and no held-out question has an accepted answer. Give "
+            'evaluate.questions a file with {"prompt": ..., "answer": ...} lines.'
+        )
+    # All recipes first: a mistake in one of them is told before an hour of training, not after.
+    numbers = [train.student_seed(base) + number for number in range(seeds)]
+    variants = [
+        Variant(name, seed, run.with_name(f"{run.name}-{name}-{seed}"), load_recipe(recipe, [*overrides, *changes]))
+        for seed in numbers
+        for name, changes in _changes(base, names, seed, run).items()
+    ]
+    with flow.lock(run), flow.storage_errors():
+        for stage in ("generate", "collect"):
+            flow.execute(stage, base, run, force=force)
+        out = run / "ablation"
+        out.mkdir(exist_ok=True)
+        teacher = _teacher(base, asked, out)
+        donors, found = [run], dict[str, list[Path]]()
+        for number, variant in enumerate(variants, 1):
+            say(f"{variant.run.name}: {number} of {len(variants)}")
+            _make(variant, run, donors, force)
+            donors.append(variant.run)
+            for name, answers in _examine(variant, asked, out, first=variant.name == "raw").items():
+                found.setdefault(name, []).append(answers)
+        students = _students(names, variants, found)
+        scores = score(asked, students, teacher, base.evaluate.bootstrap, base.seed)
+        scores["seeds"] = numbers
+        artifacts.write_json(run / "ablation.json", scores)
+        artifacts.write_text(run / "ablation.md", table(scores))
+    return scores
+
+
+def _changes(base: Recipe, methods: Sequence[str], seed: int, run: Path) -> dict[str, list[str]]:
+    """Variant -> what --set would say to make it from the recipe."""
+    # The recipe's own seed is left as it is, so that what a run of this recipe has trained is not trained again.
+    common = [] if seed == train.student_seed(base) else [f"train.seed={seed}"]
+    special = {str(method): given for method, given in base.ablate.changes.items()}
+    own = [] if methods[0] == base.train.method else [f"train.method={methods[0]}"]
+    every = f"assemble.best_of={UNLIMITED}"
+    off = {"exact": "false", "near": "null", "semantic": "null"}
+    undeduped = [f"dedupe.{name}={value}" for name, value in off.items() if name in Dedupe.model_fields]
+    step = [*common, *own, *special.get(methods[0], []), "train.baselines=[random_subset]"]
+    found = {
+        "raw": [*step, "train.baselines=[]", "filter.enabled=false", *undeduped, every],
+        "filter": [*step, *undeduped, every],
+        "dedupe": [*step, every],
+        "best_of": step,
+    }
+    for method in methods[1:]:
+        found[method] = [*common, f"train.method={method}", "train.baselines=[]"]
+        if method == "on_policy":
+            # A student that cannot answer yet has nothing to be scored: as in the paper, it begins where the first
+            # method ended.
+            found[method].append(f"train.student={json.dumps(str(_student(run, seed)))}")
+        found[method] += special.get(method, [])
+    return found
+
+
+def _student(run: Path, seed: int) -> Path:
+    return run.with_name(f"{run.name}-best_of-{seed}") / "train" / "student"
+
+
+def _make(variant: Variant, base: Path, donors: Sequence[Path], force: bool) -> None:
+    """The stages of a variant, linked where a donor has them."""
+    with flow.lock(variant.run), flow.storage_errors():
+        for stage in ("generate", "collect"):
+            flow.link(base, stage, variant.run)
+        for stage in STAGES:
+            flow.link_same(donors, stage, variant.recipe, variant.run)
+            flow.execute(stage, variant.recipe, variant.run, force=force)
+
+
+def _examine(variant: Variant, asked: Sequence[Question], out: Path, *, first: bool) -> dict[str, Path]:
+    """The answers of a variant's students: {row of the table: its answers}. first: those before training too."""
+    config = variant.recipe.train
+    manifest = flow.read_manifest(variant.run, "train")
+    assert manifest
+    folder = variant.run / "train"
+    trust = config.trust_remote_code
+    found = {}
+
+    def trained(path: Path) -> Callable[[], Loaded]:
+        return lambda: local.load(path, trust_remote_code=trust)
+
+    if first:
+        # A student with random weights differs with the seed, one from a folder or the hub does not.
+        who: list[Any] = ["untrained", config.student]
+        if not isinstance(config.student, str):
+            who += [variant.seed, str(train.tokenizer_folder(variant.recipe))]
+        found["untrained"] = _answers(who, lambda: _untrained(variant.recipe), variant.recipe, asked, out)
+    digests = manifest["files"]
+    who = ["student", digests["student"]["sha256"]]
+    found[variant.name] = _answers(who, trained(folder / "student"), variant.recipe, asked, out)
+    for baseline in config.baselines:
+        who = [baseline, digests["baselines"]["sha256"]]
+        path = folder / "baselines" / baseline
+        found[f"{variant.name} random"] = _answers(who, trained(path), variant.recipe, asked, out)
+    return found
+
+
+def _untrained(recipe: Recipe) -> Loaded:
+    model, tokenizer = train.open_student(recipe)
+    return local.prepare(model, tokenizer, "")
+
+
+def _answers(
+    who: Sequence[Any], load: Callable[[], Loaded], recipe: Recipe, asked: Sequence[Question], out: Path
+) -> Path:
+    """The table of a model's answers, made if it is not there. `who`: what determines the model."""
+    path = _place(who, recipe, asked, out)
+    if not path.is_file():
+        chats: evaluate.Chats = {"student": [list(question.messages) for question in asked]}
+        answers = evaluate.ask({"student": load()}, chats, recipe.evaluate)["student"]
+        _keep(path, evaluate.judge("student", asked, answers, [(0.0, 0)] * len(asked)))
+    return path
+
+
+def _place(who: Sequence[Any], recipe: Recipe, asked: Sequence[Question], out: Path) -> Path:
+    exam = [[question.id, list(question.messages), list(question.answers)] for question in asked]
+    how = [recipe.evaluate.max_tokens, recipe.evaluate.batch_size]
+    return out / f"{make_id(list(who), how, exam)}.parquet"
+
+
+def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a table of answers, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    artifacts.write_table(partial, PREDICTIONS, rows)
+    partial.rename(path)
+    artifacts.sync_folder(path.parent)
+
+
+def _teacher(recipe: Recipe, asked: Sequence[Question], out: Path) -> Path | None:
+    """The table of the teacher's answers, None where the answers to learn from came from a file."""
+    teacher = evaluate.examined(recipe)
+    if teacher is None:
+        return None
+    system = collect.system_message(recipe)
+    determined = collect.sources(recipe)
+    digests = {name: artifacts.digest(path) for name, path in sorted(determined.items())}
+    path = _place(["teacher", teacher.fingerprinted(), recipe.seed, system, digests], recipe, asked, out)
+    if path.is_file():
+        return path
+    if teacher.provider == "local":
+        first: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+        loaded = local.load(collect.local_teacher_folder(recipe, teacher), trust_remote_code=teacher.trust_remote_code)
+        chats: evaluate.Chats = {
+            "student": [list(question.messages) for question in asked],
+            "teacher": [first + list(question.messages) for question in asked],
+        }
+        answers = evaluate.ask({"teacher": loaded}, chats, recipe.evaluate)["teacher"]
+    else:
+        answers, _ = evaluate.ask_hosted(recipe, teacher, asked, out)
+    _keep(path, evaluate.judge("teacher", asked, answers, [(0.0, 0)] * len(asked)))
+    return path
+
+
+def _students(methods: Sequence[str], variants: Sequence[Variant], found: dict[str, list[Path]]) -> list[Student]:
+    """The rows of the table, in its order."""
+    rows = {}
+    for variant in variants:
+        manifest = flow.read_manifest(variant.run, "train")
+        assert manifest
+        rows[variant.name] = manifest["counts"]["training"]["student"]["rows"]
+        for baseline in variant.recipe.train.baselines:
+            rows[f"{variant.name} random"] = manifest["counts"]["training"][baseline]["rows"]
+    students = [Student("untrained", "untrained", None, found["untrained"], None, None)]
+    before: str | None = "untrained"
+    for name, label in STEPS.items():
+        random = f"{name} random" if f"{name} random" in found else None
+        students.append(Student(name, label, rows[name], found[name], before, random))
+        if random:
+            students.append(Student(random, f"random, as many as {label}", rows[random], found[random], None, None))
+        before = name
+    for method in methods[1:]:
+        label = f"{method}, after {methods[0]}" if method == "on_policy" else method
+        students.append(Student(method, label, rows[method], found[method], "best_of", "best_of random"))
+    return students
+
+
+def score(
+    asked: Sequence[Question], students: Sequence[Student], teacher: Path | None, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Each student's accuracy over its seeds, its differences and its retention, with paired 95% intervals."""
+    columns = [[float(bool(question.answers)) for question in asked]]
+    tables = [path for student in students for path in student.answers] + ([teacher] if teacher else [])
+    places = {path: number for number, path in enumerate(dict.fromkeys(tables), 1)}
+    order = {question.id: number for number, question in enumerate(asked)}
+    for path in places:
+        right = [0.0] * len(asked)
+        for answer in artifacts.read_rows(path, ["question_id", "exact"]):
+            right[order[answer["question_id"]]] = float(answer["exact"] or 0)
+        columns.append(right)
+    values = np.array(columns).T  # (questions, 1 + tables)
+    draws = evaluate.resample(values, [question.fact or question.id for question in asked], resamples, seed)
+    shares, totals = draws[:, 1:] / draws[:, :1], values[:, 1:].sum(0) / values[:, 0].sum()
+    seeds = len(students[0].answers)
+    drawn = np.random.default_rng([seed, 1]).integers(0, seeds, (resamples, seeds))
+
+    accuracy, samples = {}, {}
+    for student in students:
+        own = [places[path] - 1 for path in student.answers]
+        accuracy[student.name] = [float(totals[place]) for place in own]
+        samples[student.name] = np.take_along_axis(shares[:, own], drawn, 1).mean(1)
+    means = {name: float(np.mean(by_seed)) for name, by_seed in accuracy.items()}
+    theirs = float(totals[places[teacher] - 1]) if teacher else None
+    found: list[dict[str, Any]] = []
+    for student in students:
+        name = student.name
+        row: dict[str, Any] = {"name": name, "label": student.label, "rows": student.rows}
+        row |= {"accuracy": means[name], "by_seed": accuracy[name], "accuracy_ci": evaluate.interval(samples[name])}
+        for key, other in (("over_before", student.before), ("over_random", student.random)):
+            row[key] = means[name] - means[other] if other else None
+            row[f"{key}_ci"] = evaluate.interval(samples[name] - samples[other]) if other else None
+        row["same_as"] = next((one.name for one in students[: len(found)] if one.answers == student.answers), None)
+        row["retention"] = row["retention_ci"] = None
+        if teacher and theirs:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = samples[name] / shares[:, places[teacher] - 1]
+            row |= {"retention": means[name] / theirs, "retention_ci": evaluate.interval(ratios)}
+        found.append(row)
+    ends = evaluate.interval(shares[:, places[teacher] - 1]) if teacher else None
+    return {
+        "questions": int(values[:, 0].sum()),
+        "bootstrap": resamples,
+        "teacher": theirs,
+        "teacher_ci": ends,
+        "variants": found,
+    }
+
+
+def table(scores: dict[str, Any]) -> str:
+    """The scores as a table in Markdown."""
+    lines = [
+        "| student | rows | accuracy (95% interval) | over the step before | over as many random rows | retention |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    if scores["teacher"] is not None:
+        lines.append(f"| teacher | | {_share(scores['teacher'], scores['teacher_ci'])} | | | |")
+    for row in scores["variants"]:
+        cells = [
+            row["label"] + (f" (the same rows as {STEPS[row['same_as']]})" if row["same_as"] in STEPS else ""),
+            "" if row["rows"] is None else f"{row['rows']:,}",
+            _share(row["accuracy"], row["accuracy_ci"]),
+            _points(row["over_before"], row["over_before_ci"]),
+            _points(row["over_random"], row["over_random_ci"]),
+            _share(row["retention"], row["retention_ci"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    seeds = ", ".join(str(seed) for seed in scores["seeds"])
+    lines += [
+        "",
+        f"Means over {len(scores['seeds'])} seeds of the student ({seeds}) on {scores['questions']:,} held-out "
+        "questions, answered greedily. Differences are percentage points of accuracy, paired by question and seed; a",
+        "method is compared with `+ best-of`, whose rows it is trained on. Intervals: "
+        f"{scores['bootstrap']:,} bootstrap resamples of facts and seeds.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _share(value: float | None, ends: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}%" + (f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})" if ends else "")
+
+
+def _points(value: float | None, ends: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:+.1f}" + (f" ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if ends else "")
