@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -43,6 +44,8 @@ NEUTRAL = {
 
 def request(teacher: Teacher, messages: Sequence[Message], sampling: Sampling, seed: int) -> dict[str, Any]:
     """What determines an answer: the body but for `n` and the sample's own seed."""
+    # Ids, for a token's text alone does not say which token it was.
+    top = {"top_logprobs": sampling.top_logprobs, "return_tokens_as_token_ids": True}
     return {
         "model": teacher.model,
         "messages": messages,
@@ -51,6 +54,7 @@ def request(teacher: Teacher, messages: Sequence[Message], sampling: Sampling, s
         "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         "logprobs": sampling.logprobs,
         "seed": seed,
+        **(top if sampling.logprobs and sampling.top_logprobs else {}),
         **NEUTRAL,
         **teacher.extra,
     }
@@ -59,6 +63,25 @@ def request(teacher: Teacher, messages: Sequence[Message], sampling: Sampling, s
 def connect(teacher: Teacher, key: str | None) -> Endpoint:
     """Base URLs and headers."""
     return connect_openai(teacher, key)
+
+
+# Stands between us and the server, and stops it when we are gone, however we went (kill -9, a SIGTERM of a scheduler):
+# then its stdin ends. It lets a SIGTERM to the group pass to the server alone, so that this one can end in order.
+_WATCH = """
+import os, signal, subprocess, sys, threading
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def watch():
+    os.read(0, 1)
+    server.terminate()
+    try:
+        server.wait(15)
+    except subprocess.TimeoutExpired:
+        pass
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+os._exit(abs(server.wait()))
+"""
 
 
 @contextlib.contextmanager
@@ -82,7 +105,13 @@ def serve(teacher: Teacher) -> Iterator[str]:
     with tempfile.TemporaryFile() as log:
         # A session of its own, so that its workers are stopped with it and Ctrl-C reaches it through us only.
         server = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | settings, start_new_session=True, cwd=Path.cwd()
+            [sys.executable, "-c", _WATCH, *command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | settings,
+            start_new_session=True,
+            cwd=Path.cwd(),
         )
         try:
             url = f"http://127.0.0.1:{port}/v1"
@@ -129,6 +158,8 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
         except subprocess.TimeoutExpired:
             continue
         break
+    assert server.stdin
+    server.stdin.close()
     # The engine runs in a process of its own; when its parent has ended it may still be on its way out.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)

@@ -1,6 +1,10 @@
 """vLLM: every sampling parameter is sent; a server that cannot start is explained."""
 
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +36,46 @@ def test_a_server_that_ends_is_reported_with_its_log(tmp_path):
     with pytest.raises(SeqkdError, match="exit code 3") as caught, vllm.serve(teacher):
         pass
     assert "the model is missing" in str(caught.value)
+
+
+SERVING = """
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from pathlib import Path
+from pipeline.recipe import Teacher
+from pipeline.teachers import vllm
+with vllm.serve(Teacher(provider="vllm", model="m", serve={"environment": sys.argv[1]})):
+    pass
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_server_does_not_outlive_us_however_we_end(tmp_path, how):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/new && mv {tmp_path}/new {tmp_path}/pid\nexec sleep 300\n"
+    )
+    (tmp_path / "bin" / "python").chmod(0o755)
+    ours = subprocess.Popen([sys.executable, "-c", SERVING, str(tmp_path)])
+    server = int(_soon(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
+    ours.send_signal(how)
+    ours.wait(30)
+    _soon(lambda: not _alive(server))
+
+
+def _soon(condition):
+    end = time.monotonic() + 30
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def _alive(process):
+    try:
+        return "(sleep) Z" not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
