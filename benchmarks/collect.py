@@ -189,7 +189,7 @@ def faults(folder: Path) -> None:
 
 def kill(folder: Path, times: int = 200) -> None:
     """kill -9 at random moments."""
-    count, in_flight, draw = 20_000, 64, random.Random(1)
+    count, in_flight, draw = 32_000, 64, random.Random(1)  # enough to be killed 200 times in
     environment = os.environ | {
         "SEQKD_DATA": str(folder / "store-kill"),
         "OMP_NUM_THREADS": "1",

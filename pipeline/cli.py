@@ -109,7 +109,8 @@ def plan(
     from rich.table import Table
 
     from pipeline import flow, questions
-    from pipeline.stages import collect
+    from pipeline.stages import collect, evaluate
+    from pipeline.stages import filter as filter_stage
 
     _use_data(data)
     loaded, folder = _load(recipe, set_, run)
@@ -122,7 +123,9 @@ def plan(
     for column in ("teacher", "provider", "requests", "tokens in", "tokens out", "US$"):
         words = column in ("teacher", "provider")
         requests.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
-    for line in collect.estimate(loaded, flow.table_if_complete(folder, "prompts")):
+    prompts, completions = (flow.table_if_complete(folder, table) for table in ("prompts", "completions"))
+    lines = collect.estimate(loaded, prompts) + filter_stage.estimate(loaded, prompts, completions)
+    for line in lines + evaluate.estimate(loaded):
         usd = "no price" if line["usd"] is None else f"{line['usd']:,.2f}"
         requests.add_row(
             line["teacher"],
@@ -135,11 +138,43 @@ def plan(
     console = Console()
     console.print(stages)
     console.print(requests)
+    if loaded.generate.target_kept and not flow.table_if_complete(folder, "prompts"):
+        wanted = loaded.generate.target_kept
+        console.print(
+            f"generate asks in rounds until {wanted:,} rows are kept, at most {loaded.generate.max_rounds}: "
+            f"{loaded.rows_to_prompts(wanted):,} prompts if every answer is kept; half of them are reckoned with."
+        )
     if loaded.collect.teachers and loaded.collect.teachers[0].provider != "local":
         held_out = len(questions.held_out(loaded))
         console.print(f"evaluate asks the first teacher the {held_out:,} held-out questions too (evaluate.limit).")
     if loaded.collect.budget_usd:
         console.print(f"The spend stops before ${loaded.collect.budget_usd:,.2f} (collect.budget_usd).")
+
+
+@app.command()
+def ablate(
+    recipe: RecipeArgument,
+    run: RunOption = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Students of each kind.")] = 3,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Methods of train to compare [default: ablate.methods].")
+    ] = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+    data: DataOption = None,
+) -> None:
+    """Train the student again without each step, over several seeds, and say which step earned what. Goes on where it
+    was interrupted."""
+    from pipeline import ablate as ablate_module
+    from pipeline import paths
+
+    _use_data(data)
+    _, folder = _load(recipe, set_, run)
+    named = [name.strip() for name in methods.split(",") if name.strip()] if methods else []
+    scores = ablate_module.ablate(
+        paths.find_recipe(recipe), folder, overrides=set_ or [], seeds=seeds, methods=named, force=force
+    )
+    typer.echo(ablate_module.table(scores) + f"\n{folder / 'ablation.md'}")
 
 
 @app.command()

@@ -160,6 +160,37 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
     return manifest
 
 
+def link(source: Path, stage: str, run: Path) -> None:
+    """Give a run the complete stage of another one, by hard links: published files are never changed in place. The
+    stage that the run has is kept if it is the same. The caller holds the run's lock."""
+    manifest = read_manifest(source, stage)
+    assert manifest, f"{source.name} has no complete {stage}"
+    _finish_publishing(run, stage)
+    own = read_manifest(run, stage)
+    if own and own["fingerprint"] == manifest["fingerprint"] and own["files"] == manifest["files"]:
+        return
+    partial = run / f".{stage}.linked"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source / stage, partial, copy_function=artifacts.link_or_copy)
+    artifacts.sync_tree(partial)
+    shutil.rmtree(run / stage, ignore_errors=True)
+    partial.rename(run / stage)
+    artifacts.sync_folder(run)
+
+
+def link_same(sources: Sequence[Path], stage: str, recipe: Recipe, run: Path) -> None:
+    """Link a stage that the run does not have from the first of `sources` that has made it from the same recipe and
+    inputs, if one has. The caller holds the run's lock."""
+    if read_manifest(run, stage) or _partial(run, stage).exists():
+        return
+    fingerprint = _fingerprint(_basis(stage, stage_module(stage), recipe, run)[1])
+    for source in sources:
+        found = read_manifest(source, stage)
+        if found and found["fingerprint"] == fingerprint:
+            link(source, stage, run)
+            return
+
+
 def outcomes(manifest: Manifest) -> str:
     """What became of a stage's rows, in words: `1,200 kept, 300 rejected (agreement 290, cut_off 10)`."""
     counts = manifest["counts"]

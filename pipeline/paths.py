@@ -60,6 +60,13 @@ def prompts_folder(domain: str) -> Path:
     return _domain_folder("prompts", domain)
 
 
+def template_of(domain: str, name: str) -> Path:
+    """A template or folder of templates, prompts/DOMAIN/NAME or else the one for any domain, prompts/_any/NAME; in both
+    a user's own comes first. The domain needs no folder of its own."""
+    places = [root / "prompts" / folder / name for folder in (domain, "_any") for root in (Path.cwd(), SHIPPED)]
+    return next((place for place in places if place.exists()), places[-1])
+
+
 def domain_data_folder(domain: str) -> Path:
     """data/DOMAIN: ./data/DOMAIN if there is one, else the shipped one. Raises UserError if there is neither."""
     return _domain_folder("data", domain)

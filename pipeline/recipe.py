@@ -6,9 +6,9 @@ is an error with the nearest right one, and every message names file, line and f
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from pipeline.errors import RecipeError, nearest, where
 from pipeline.yamlfile import Lines, parse_yaml, read_yaml
@@ -26,7 +26,8 @@ class Section(BaseModel):
         """The fields that determine the stage's result, as JSON values."""
         fields: dict[str, Any] = {}
         for name in type(self).model_fields:
-            if name not in self.operational:
+            # Null is left out, so that a field that a later version adds makes no finished run stale.
+            if name not in self.operational and getattr(self, name) is not None:
                 fields[name] = _plain(getattr(self, name))
         return fields
 
@@ -43,9 +44,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-Method = Literal["questions", "facets", "self_instruct", "evolve", "persona", "conversation", "magpie"]
-WRITTEN = ("self_instruct", "evolve", "persona", "conversation", "magpie")
+Method = Literal["questions", "facets", "self_instruct", "evolve", "persona", "documents", "conversation", "magpie"]
+WRITTEN = ("self_instruct", "evolve", "persona", "documents", "conversation", "magpie")
 """Methods of generate that ask the teachers."""
+
+
+COUNT = 1000
+"""Prompts where generate.count says nothing."""
 
 
 class QuestionsMethod(Section):
@@ -64,6 +69,29 @@ class FacetsMethod(Section):
     """weighted: tasks, topics, personas ... as often as the weights in domain.yaml say; balanced: equally often."""
 
 
+class SelfInstructMethod(Section):
+    """Settings of the method `self_instruct`."""
+
+    novelty: Literal["jaccard", "rouge_l"] = "jaccard"
+    """How a new prompt is told from those there are. jaccard: by word 5-grams, as for all methods. rouge_l: also by the
+    longest common subsequence of words (Lin, 2004), as in the paper, from the seeds and all that this method made."""
+    threshold: float = Field(default=0.7, gt=0, le=1)
+    """ROUGE-L (F1) from which two prompts are the same, for novelty rouge_l."""
+
+
+class DocumentsMethod(Section):
+    """Settings of the method `documents`: questions about a user's own files."""
+
+    files: list[Path] = Field(min_length=1)
+    """Files, folders (all that is in them) and globs (docs/**/*.md): .txt, .md, .html, .pdf and .jsonl."""
+    characters: int = Field(default=2000, ge=200, le=50_000)
+    """The most that a passage has; 2,000 are about 400 words or 500 tokens."""
+    include: bool = False
+    """false: the prompt is the question alone. The teacher is shown the passage when it answers, and the student learns
+    to answer without it (closed book). true: the passage is part of the prompt, for a student that is given passages in
+    use too (open book, retrieval)."""
+
+
 class ConversationMethod(Section):
     """Settings of the method `conversation`: prompts of several turns, the teacher playing the user."""
 
@@ -75,7 +103,14 @@ class Generate(Section):
     """generate: where the prompts come from."""
 
     count: int | None = Field(default=None, gt=0)
-    """How many distinct prompts to make; null: 1,000, or all of `file`."""
+    """How many distinct prompts to make; null: 1,000, or all of `file`. With target_kept: how many in the first round;
+    null: as many as are enough if every answer is kept."""
+    target_kept: int | None = Field(default=None, gt=0)
+    """Instead of a number of prompts: go on in rounds of making prompts, collecting, filtering and deduplicating until
+    so many rows are kept after dedupe, or the budget, max_rounds or the candidates end. Each round asks more where
+    coverage is thin."""
+    max_rounds: int = Field(default=5, gt=0, le=100)
+    """The most rounds for target_kept."""
     methods: dict[Method, float] = Field(default={"facets": 1.0})
     """Method -> share of the prompts."""
     file: Path | None = None
@@ -83,12 +118,16 @@ class Generate(Section):
     `prompt`, `instruction` (and `input`), or `messages`."""
     questions: QuestionsMethod = QuestionsMethod()
     facets: FacetsMethod = FacetsMethod()
+    self_instruct: SelfInstructMethod = SelfInstructMethod()
+    documents: DocumentsMethod | None = None
     conversation: ConversationMethod = ConversationMethod()
 
     @model_validator(mode="after")
     def _shares(self) -> "Generate":
         if not self.file and not self.methods:
             raise ValueError("names no method and no file; give methods: {facets: 1.0} or file: my_prompts.jsonl")
+        if not self.file and ("documents" in self.methods) != (self.documents is not None):
+            raise ValueError("the method documents and its files go together: documents: {files: [...]}")
         for method, share in self.methods.items():
             if share <= 0:
                 raise ValueError(f"methods.{method} is {share:g}; a share is greater than 0")
@@ -220,6 +259,15 @@ class Sampling(Section):
     max_tokens: int = Field(default=512, gt=0)
     logprobs: bool = False
     """Store the log-probability of each answer token, where the provider gives it."""
+    top_logprobs: int | None = Field(default=None, gt=0, le=1000)
+    """With logprobs: store that many of the likeliest tokens at each position too, for `train.method: logits` with
+    `source: stored`. OpenAI gives at most 20."""
+
+    @model_validator(mode="after")
+    def _tops(self) -> "Sampling":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with `logprobs: true`")
+        return self
 
 
 class Collect(Section):
@@ -262,11 +310,91 @@ class Collect(Section):
         return self
 
 
+def _name_or_section(value: Any) -> str:
+    return "name" if isinstance(value, str) else "section"
+
+
+class Judge(Section):
+    """A teacher that judges answers (LLM-as-a-judge: Zheng et al., 2023). Each verdict is a call that is paid."""
+
+    teacher: Annotated[
+        Annotated[str, Tag("name")] | Annotated[Teacher, Tag("section")], Discriminator(_name_or_section)
+    ]
+    """The name of one of collect.teachers, or a teacher of its own ({provider: ..., model: ...})."""
+    criteria: str = Field(
+        default="It is correct, does all that the prompt asks for and nothing else, and is clear.", min_length=1
+    )
+    """What makes an answer good; put into the template (judge_score.jinja or judge_compare.jinja of prompts/DOMAIN, or
+    else of prompts/_any)."""
+    temperature: float | None = Field(default=0.0, ge=0, le=2)
+    """Null: not sent, for models that refuse it."""
+    max_tokens: int = Field(default=512, gt=0)
+    """Of a verdict with its reason. A model that reasons first needs more."""
+    structured: bool = True
+    """Send the verdict's JSON schema along (response_format) where the provider is openai or vllm; false for a server
+    that refuses it."""
+
+
 class Agreement(Section):
     """Self-consistency: keep an answer that enough of the prompt's samples agree on."""
 
     min_share: float = Field(default=0.5, gt=0, le=1)
     """The least share of a prompt's completions that must say the same after normalisation."""
+
+
+class FilterJudge(Judge):
+    """The judge of filter: a score for each answer, in the column score."""
+
+    low: int = 1
+    high: int = 10
+    """The scale."""
+    min_score: float | None = None
+    """Reject answers with a lower score; null: only note it."""
+    unjudged: Literal["keep", "reject"] = "keep"
+    """What becomes of an answer for which the judge gives no score (it fails, or says something else than one)."""
+
+    @model_validator(mode="after")
+    def _scale(self) -> "FilterJudge":
+        if not self.low < self.high <= self.low + 100:
+            raise ValueError(f"low is {self.low} and high {self.high}; a scale has 2 to 101 steps")
+        if self.min_score is not None and not self.low <= self.min_score <= self.high:
+            raise ValueError(f"min_score is {self.min_score:g}; the scale is {self.low} to {self.high}")
+        return self
+
+
+class Reward(Section):
+    """A reward model: a sequence classifier with one output, over the chat template. Runs on this machine; slow."""
+
+    operational = frozenset({"batch_size"})
+
+    model: str = Field(min_length=1)
+    """A hub id or a folder."""
+    min_score: float | None = None
+    """Reject answers with a lower reward; null: only note it, in the column reward."""
+    batch_size: int = Field(default=16, gt=0)
+    trust_remote_code: bool = False
+
+
+class Ifd(Section):
+    """Instruction-following difficulty (Li et al., 2024, Cherry LLM): how much the prompt helps a causal model to
+    predict the answer. Runs on this machine; slow."""
+
+    operational = frozenset({"batch_size"})
+
+    model: str = Field(min_length=1)
+    """A hub id or a folder, with a chat template; usually the student before its training."""
+    min: float | None = Field(default=None, ge=0)
+    """Reject answers below: the prompt alone gives them away. Null: only note it, in the columns ifd and perplexity."""
+    max: float | None = Field(default=1.0, ge=0)
+    """Reject answers above: from 1 on, the prompt does not help to predict them; null: keep them."""
+    batch_size: int = Field(default=8, gt=0)
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Ifd":
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise ValueError(f"min is {self.min:g} and max {self.max:g}; nothing lies between")
+        return self
 
 
 class Filter(Section):
@@ -313,6 +441,15 @@ class Filter(Section):
     """Reject answers without the form that the prompt asks for: JSON, a list, a number of items, words or sentences."""
     agreement: Agreement | None = None
     """Reject answers that too few of the prompt's samples agree on; null: they need not agree."""
+    grounding: float | None = Field(default=0.5, gt=0, le=1)
+    """Where the prompt rests on a passage (column context): the least share of an answer's content words that must be
+    in it; every number and name must be. Null: answers need not rest on it."""
+    reward: Reward | None = None
+    """A local reward model that scores what the rules above keep."""
+    ifd: Ifd | None = None
+    """A local causal model that says how hard the answers that are left are for it."""
+    judge: FilterJudge | None = None
+    """A teacher that scores what all the above keep, a call a row."""
 
 
 class Near(Section):
@@ -322,6 +459,18 @@ class Near(Section):
     """Jaccard similarity of lower-cased word 5-grams from which two rows are the same."""
 
 
+class Semantic(Section):
+    """Rows that say the same in other words, by the cosine of the vectors that a model makes of them. Compares every
+    pair: for some 100,000 rows. Needs the extra `semantic`."""
+
+    model: str = Field(min_length=1)
+    """A hub id or a folder: a model2vec model (minishlab/potion-base-8M), or one for sentence-transformers."""
+    threshold: float = Field(default=0.95, gt=0, le=1)
+    """Cosine from which two rows are the same."""
+    on: Literal["pair", "prompt", "completion"] | None = None
+    """What is compared; null: the same as dedupe.on."""
+
+
 class Dedupe(Section):
     """dedupe: one row of each group that says the same."""
 
@@ -329,6 +478,8 @@ class Dedupe(Section):
     """What is compared: prompt and answer together, or one of them."""
     exact: bool = True
     near: Near | None = Near()
+    semantic: Semantic | None = None
+    """After exact and near, on the rows that are left."""
     against: Path | None = None
     """A data set that exists already (.parquet or .jsonl with `prompt` and `completion`, `messages`, or a table of
     another run): rows that repeat one of its rows are dropped too."""
@@ -340,7 +491,10 @@ class Assemble(Section):
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the prompts (with all their rows) that goes to validation."""
     best_of: int = Field(default=1, ge=1)
-    """Rows to keep of each prompt, the most agreed-on first."""
+    """Rows to keep of each prompt, the best first."""
+    best_by: Literal["agreement", "judge", "reward", "logprob"] = "agreement"
+    """What makes a row the best: the share of samples that say the same, filter's judge or reward model, or the mean
+    log-probability of the answer's tokens (collect.sampling.logprobs). Rows without it come last, equals by id."""
     overlap: float = Field(default=0.75, gt=0, le=1)
     """Withhold a row that has this share of a held-out question's words, in order and in one place."""
     evaluations: list[Path] = Field(default_factory=list)
@@ -351,6 +505,34 @@ class Assemble(Section):
 Baseline = Literal["random_subset"]
 
 
+class Logits(Section):
+    """Settings of the method `logits`: soft targets (Hinton et al., 2015)."""
+
+    source: Literal["teacher", "stored"] = "teacher"
+    """teacher: a local teacher's whole distribution, computed in each training step; stored: the likeliest tokens that
+    collect stored (collect.sampling.top_logprobs)."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """Between the teacher's distribution and the student's: KL(teacher || student), KL(student || teacher), or the
+    generalised Jensen-Shannon divergence (Agarwal et al., 2024)."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """Of jsd: the teacher's weight in the mixture."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Flattens both distributions before they are compared; their divergence then counts temperature**2 times."""
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of the divergence in the loss; the rest is the usual loss on the answer's tokens."""
+
+
+class EarlyStopping(Section):
+    """Stop when the validation loss no longer falls, and keep the model for which it was lowest."""
+
+    patience: int = Field(default=3, gt=0)
+    """Evaluations in a row that may pass without a new lowest loss."""
+    threshold: float = Field(default=0.0, ge=0)
+    """How much lower a loss must be to count as a new lowest one."""
+    eval_steps: float = Field(default=0.05, gt=0)
+    """Steps between two evaluations; below 1: this share of all steps."""
+
+
 class Train(Section):
     """train: the student."""
 
@@ -358,14 +540,50 @@ class Train(Section):
     """A hub id, a folder, or a transformers config ({model_type: llama, hidden_size: ...}) with random weights."""
     tokenizer: str | None = None
     """Hub id or folder; `teacher`: the local teacher's. Needed for a student given as a config."""
-    method: Literal["sft"] = "sft"
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """Of random weights, of the order of the rows and of dropout; null: the recipe's. Recipes that differ in nothing
+    else train several students on the very same rows."""
+    chat_template: str | None = None
+    """For a student without one: a file with a Jinja chat template, or `plain` for the one that seqkd brings. Saved
+    with the student."""
+    method: Literal["sft", "logits", "on_policy"] = "sft"
+    """sft: the answers' tokens are the targets; logits: the teacher's probabilities too; on_policy: the student answers
+    by itself and the teacher scores its tokens. docs/train.md says which is for what."""
+    teacher: str | None = None
+    """For logits and on_policy, the model that scores: a folder or hub id with the student's tokenizer; null: the first
+    `local` teacher of collect."""
     lora: dict[str, Any] | None = None
     """peft.LoraConfig fields; null trains all weights."""
+    quantize: Literal["4bit"] | None = None
+    """4bit: QLoRA (Dettmers et al., 2023), the frozen weights in 4 bits; needs lora, a CUDA GPU and seqkd[qlora]."""
     sft: dict[str, Any] = Field(default_factory=dict)
-    """Passed to trl.SFTConfig as it is."""
+    """Passed to trl.SFTConfig as it is, for the methods sft and logits."""
+    logits: Logits = Logits()
+    on_policy: dict[str, Any] = Field(default_factory=dict)
+    """Passed to trl.DistillationConfig as it is."""
+    loss_on: Literal["completion", "assistant"] = "completion"
+    """completion: the last answer alone; assistant: also what the assistant said in earlier turns of the prompt."""
+    too_long: Literal["cut", "drop", "error"] = "cut"
+    """Rows longer than sft.max_length or the student's context: cut at its end (and dropped if nothing of the answer is
+    left), dropped, or an error. The manifest says how many."""
+    early_stopping: EarlyStopping | None = None
+    """Null: train to the end."""
     baselines: list[Baseline] = Field(default_factory=list)
     """Students trained for comparison: `random_subset`, on as many unfiltered rows."""
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _quantized(self) -> "Train":
+        if self.quantize and (not self.lora or not isinstance(self.student, str)):
+            raise ValueError("quantize goes with lora and with a student that has weights; add lora: {r: 16}")
+        return self
+
+
+class EvaluateJudge(Judge):
+    """The judge of evaluate: whether the student's answer to a held-out question is better than the teacher's."""
+
+    limit: int = Field(default=200, gt=0)
+    """At most this many questions, drawn with the recipe's seed; each takes two calls, one in each order."""
 
 
 class Evaluate(Section):
@@ -384,6 +602,18 @@ class Evaluate(Section):
     """Resamples for the 95% intervals."""
     usd_per_hour: float | None = Field(default=None, ge=0)
     """What this machine costs an hour in US dollars: the report then says what a million tokens cost on it."""
+    judge: EvaluateJudge | None = None
+    """A teacher that compares the student's answers with the teacher's, without knowing whose they are."""
+
+
+class Ablate(Section):
+    """`seqkd ablate`: which step earned what. No stage of a run reads it."""
+
+    methods: list[Literal["sft", "logits", "on_policy"]] | None = None
+    """Methods of train to compare. The first trains the students of all steps, the others one each on the recipe's
+    rows; on_policy goes on from the first one's student. Null: train.method alone."""
+    changes: dict[Literal["sft", "logits", "on_policy"], list[str]] = Field(default_factory=dict)
+    """Method -> changes of the recipe for it, as --set has them: {on_policy: ["train.on_policy.max_steps=200"]}."""
 
 
 class Recipe(Section):
@@ -399,6 +629,7 @@ class Recipe(Section):
     assemble: Assemble = Assemble()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    ablate: Ablate = Ablate()
 
     @model_validator(mode="before")
     @classmethod
@@ -410,6 +641,82 @@ class Recipe(Section):
         if not isinstance(generate, dict) or generate.get("file") or generate.get("methods"):
             return data
         return data | {"generate": generate | {"file": data["collect"]["file"]}}
+
+    @model_validator(mode="after")
+    def _judges(self) -> "Recipe":
+        for field, judge in (("filter.judge", self.filter.judge), ("evaluate.judge", self.evaluate.judge)):
+            if judge is None:
+                continue
+            try:
+                self.judging(judge)
+            except ValueError as error:
+                raise ValueError(f"{field}.teacher: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _best_by(self) -> "Recipe":
+        by = self.assemble.best_by
+        wanting = {
+            "judge": self.filter.judge is None and "filter.judge names no judge",
+            "reward": self.filter.reward is None and "filter.reward names no model",
+            "logprob": not self.collect.sampling.logprobs and "collect.sampling.logprobs is not true",
+        }
+        if wanting.get(by):
+            raise ValueError(f"assemble.best_by is {by}, but {wanting[by]}")
+        return self
+
+    def judging(self, judge: Judge) -> Collect:
+        """How a judge is asked: collect with its teacher alone. Raises ValueError if there is no such teacher, or if
+        the budget cannot hold for want of a price."""
+        teacher = judge.teacher
+        if isinstance(teacher, str):
+            known = {one.name or one.model: one for one in self.collect.teachers}
+            if teacher not in known:
+                raise ValueError(
+                    f"collect.teachers has none called {teacher!r}.{nearest(teacher, known)} Or give a teacher of its "
+                    "own: {provider: ..., model: ...}"
+                )
+            teacher = known[teacher]
+        if self.collect.budget_usd and not teacher.price and teacher.provider in ("openai", "anthropic"):
+            name = teacher.name or teacher.model
+            raise ValueError(f"budget_usd needs a price; {name} has none. Add price: {{input: ..., output: ...}}")
+        sampling = Sampling(temperature=judge.temperature, top_p=None, max_tokens=judge.max_tokens)
+        update = {"file": None, "teachers": [teacher], "strategy": "split", "samples": 1, "system": None}
+        return self.collect.model_copy(update=update | {"sampling": sampling})
+
+    @property
+    def filter_judge(self) -> Collect | None:
+        """How filter asks its judge. Null if there is none."""
+        return self.judging(self.filter.judge) if self.filter.judge and self.filter.enabled else None
+
+    @model_validator(mode="after")
+    def _rounds(self) -> "Recipe":
+        if self.generate.target_kept and self.collect.file:
+            raise ValueError(
+                "generate.target_kept asks the teachers in rounds, and collect.file has no teacher to ask. Remove "
+                "target_kept, or give collect.teachers"
+            )
+        return self
+
+    def rows_to_prompts(self, rows: int) -> int:
+        """Prompts that bring so many answers."""
+        answers = self.collect.samples * (len(self.collect.teachers) if self.collect.strategy == "all" else 1)
+        return -(-rows // answers)
+
+    @property
+    def first_round(self) -> int | None:
+        """Prompts that generate makes, in the first round if it goes on in rounds. Null: all of generate.file."""
+        count, kept = self.generate.count, self.generate.target_kept
+        if count is None and kept:
+            return self.rows_to_prompts(kept)
+        return count or (None if self.generate.file else COUNT)
+
+    @property
+    def acceptance(self) -> dict[str, Any] | None:
+        """What decides, besides the prompts, which rows are kept: part of generate's fingerprint with target_kept."""
+        if not self.generate.target_kept:
+            return None
+        return {name: getattr(self, name).fingerprinted() for name in ("collect", "filter", "dedupe")}
 
     @property
     def writers(self) -> Collect | None:

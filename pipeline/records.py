@@ -35,6 +35,7 @@ PROMPTS = pa.schema(
         ("template", _text),  # the template or relation it was made from, null where there is none
         ("facets", pa.struct([(facet, _text) for facet in FACETS])),
         ("messages", _messages),  # ends with a user turn; the system prompt is the collect stage's affair
+        ("context", _text),  # the passage that an answer must rest on (method documents), null for all others
     ]
 )
 
@@ -43,7 +44,7 @@ COMPLETIONS = pa.schema(
         ("id", _text),  # hash of prompt_id, teacher and sample
         ("prompt_id", _text),
         ("sample", pa.int32()),  # 0 .. samples - 1
-        ("messages", _messages),  # the prompt as the teacher got it, without the system prompt
+        ("messages", _messages),  # the prompt, without the system prompt
         ("text", _text),  # the answer
         ("reasoning", _text),  # the provider's reasoning text, null where it gives none
         ("finish_reason", _text),  # one of FINISH_REASONS
@@ -54,6 +55,7 @@ COMPLETIONS = pa.schema(
         ("output_tokens", pa.int64()),
         ("cost_usd", pa.float64()),  # US dollars; null where the recipe gives no price
         ("logprobs", _logprobs),  # one entry an output token; null unless collect.sampling.logprobs asks for it
+        ("context", _text),  # the prompt's passage, shown to the teacher; null where there is none
     ]
 )
 
@@ -76,6 +78,10 @@ KEPT = pa.schema(
         *COMPLETIONS,
         ("agreement", pa.float64()),  # share of the prompt's completions that say the same, 0 .. 1
         ("pii", pa.list_(_text)),  # kinds of personal data found in prompt or answer; null unless filter.pii asks
+        ("score", pa.float64()),  # what filter.judge gives; null without one, and where it gives none
+        ("reward", pa.float64()),  # what filter.reward's model gives; null likewise
+        ("perplexity", pa.float64()),  # of the answer given its prompt, under filter.ifd's model; null likewise
+        ("ifd", pa.float64()),  # instruction-following difficulty under the same model; null likewise
     ]
 )
 
@@ -90,9 +96,9 @@ REJECTED = pa.schema(
 DUPLICATES = pa.schema(
     [
         *KEPT,
-        ("reason", _text),  # exact or near
+        ("reason", _text),  # exact, near or semantic
         ("duplicate_of", _text),  # id of the kept row that this one repeats
-        ("similarity", pa.float64()),  # Jaccard similarity to that row, 1.0 for exact
+        ("similarity", pa.float64()),  # Jaccard similarity to that row, 1.0 for exact; cosine for semantic
     ]
 )
 
@@ -110,6 +116,7 @@ TRAIN = pa.schema(
         ("prompt", _messages),  # TRL's conversational prompt-completion form
         ("completion", _messages),
         ("metadata", pa.struct([("prompt_id", _text), ("teacher", _text), ("agreement", pa.float64())])),
+        # and `logprobs`, as the completion's, where collect.sampling.top_logprobs asks for them: soft targets
     ]
 )
 

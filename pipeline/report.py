@@ -165,10 +165,25 @@ def terminal_table(scores: dict[str, Any]) -> "RenderableType":
             )
     said = headline(scores)
     lines = [Text(f"{said[0].upper()}{said[1:]}.")]
+    if "judge" in scores:
+        lines.append(Text(judged(scores["judge"])))
     lines += [
         Text(f"Missed: {aim['text']} ({said_of(aim)}).", style="yellow") for aim in scores["aims"] if not aim["met"]
     ]
     return Group(table, *lines)
+
+
+def judged(verdict: dict[str, Any]) -> str:
+    """What evaluate's judge found, in a sentence."""
+    if verdict["win_rate"] is None:
+        return f"{verdict['name']} gave no verdict on any of {verdict['questions']:,} questions."
+    ends = _between(verdict["win_rate_ci"], 100, 0)
+    said = (
+        f"{verdict['name']} judged {verdict['questions']:,} answers beside the teacher's: {verdict['win']:,} wins, "
+        f"{verdict['tie']:,} ties, {verdict['loss']:,} losses; win rate {percent(verdict['win_rate'])} ({ends}), ties "
+        "half"
+    )
+    return said + (f"; {verdict['unjudged']:,} without a verdict." if verdict["unjudged"] else ".")
 
 
 def said_of(aim: dict[str, Any]) -> str:
@@ -205,6 +220,7 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         domain=recipe.domain,
         headline=f"{said[0].upper()}{said[1:]}.",
         scores=scores,
+        judged=judged(scores["judge"]) if "judge" in scores else None,
         models=[(name, LABELS[name], scores[name]["name"]) for name in LABELS if scores[name]],
         rows=figures(scores),
         whiskers=whiskers(scores),
@@ -229,7 +245,10 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         answers=side_by_side(predictions),
         topics=topics(predictions),
         coverage=coverage_of(manifests["generate"]["counts"]["coverage"]) if _has_coverage(manifests) else [],
+        facets=facet_bars(manifests["generate"]["counts"]["coverage"]) if _has_coverage(manifests) else [],
+        target=manifests.get("generate", {}).get("counts", {}).get("target"),
         usage=manifests["collect"]["counts"].get("usage") if "collect" in manifests else None,
+        judging=manifests.get("filter", {}).get("counts", {}).get("usage"),
         seconds=sum(manifest["seconds"] for manifest in manifests.values()),
         recipe=json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
     )
@@ -287,16 +306,8 @@ def _has_coverage(manifests: dict[str, Any]) -> bool:
 
 
 def coverage_of(coverage: dict[str, Any]) -> list[tuple[str, str]]:
-    """What generate says of its prompts (see pipeline.stages.generate.coverage), in words: (what, how much of it)."""
+    """What generate says of its prompts (see pipeline.coverage), in words: (what, how much of it)."""
     lines = []
-    for facet, values in coverage["facets"].items():
-        counts = sorted(
-            ((entry["rows"], value) for value, entry in values.items()), key=lambda pair: (-pair[0], pair[1])
-        )
-        if counts:
-            said = ", ".join(f"{value} {rows:,}" for rows, value in counts[:FACET_VALUES])
-            more = f", and {len(counts) - FACET_VALUES} more" if len(counts) > FACET_VALUES else ""
-            lines.append((facet, said + more))
     if coverage["touched"] is not None:
         topics = (
             f"{topic} {entry['touched']:,} of {entry['entries']:,}" for topic, entry in coverage["taxonomy"].items()
@@ -307,6 +318,29 @@ def coverage_of(coverage: dict[str, Any]) -> list[tuple[str, str]]:
     if coverage["nearest"] is not None:
         lines.append(("likeness to the nearest other prompt", f"{coverage['nearest']:.2f} (Jaccard, word 3-grams)"))
     return lines
+
+
+def facet_bars(coverage: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each facet that prompts have, its values with their parts of the prompts, of the plan and, where generate
+    counted them, of the kept rows, in percent of the longest bar; the commonest value first."""
+    facets = []
+    for facet, values in coverage["facets"].items():
+        totals = {name: sum(entry.get(name) or 0 for entry in values.values()) for name in ("rows", "plan", "kept")}
+        bars = []
+        for value, entry in values.items():
+            parts = {
+                name: entry[name] / totals[name] if entry.get(name) is not None and totals[name] else None
+                for name in totals
+            }
+            bars.append({"value": value, "kept": None, **entry, "parts": parts})
+        longest = max((part for one in bars for part in one["parts"].values() if part is not None), default=0.0)
+        for one in bars:
+            one["widths"] = {k: None if part is None else 100 * part / longest for k, part in one["parts"].items()}
+        bars.sort(key=lambda one: (-one["rows"], one["value"]))
+        if bars:
+            more = max(0, len(bars) - FACET_VALUES)
+            facets.append({"facet": facet, "bars": bars[:FACET_VALUES], "more": more})
+    return facets
 
 
 def failures(table: Path) -> list[Row]:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ settings: dict[str, Any] = {
     "queue_rows": None,  # OpenAI: a batch fails that would make the unfinished ones have more rows together
     "polls": 2,  # how often a batch is asked for before it has ended
     "completion_tokens": 10,
+    "judge": None,  # a verdict instead of an echo: "worth" goes by "(worth N)" in the answers, "first" takes answer A
 }
 arrivals: deque[float] = deque()  # of the last 60 s
 stats: dict[str, Any] = {"requests": 0, "answered": 0, "limited": 0, "most_in_60_s": 0, "most_in_flight": 0}
@@ -55,7 +57,11 @@ batches: dict[str, dict[str, Any]] = {}
 def answer(body: bytes, path: str) -> dict[str, Any]:
     """What a request deserves."""
     request = json.loads(body)
+    if path.endswith("/completions") and "prompt" in request:
+        return continuation(request, body)
     text = "echo: " + request["messages"][-1]["content"]
+    if settings["judge"]:
+        text = verdict(text)
     used = settings["completion_tokens"]
     if path.endswith("/messages"):
         return {
@@ -77,6 +83,31 @@ def answer(body: bytes, path: str) -> dict[str, Any]:
         ],
         "usage": {"prompt_tokens": len(body) // 4, "completion_tokens": used * n},
     }  # fmt: skip
+
+
+def continuation(request: dict[str, Any], body: bytes) -> dict[str, Any]:
+    """vLLM's text completions: how it goes on with a text, by its seed. With a second beginning it finds no end."""
+    draw = hashlib.blake2b(body, digest_size=6).hexdigest()
+    text = f"After {len(request['prompt'])} characters, why is number {draw} the next one?"
+    reason = "stop" if request.get("add_special_tokens") is False else "length"
+    choices = [{"index": i, "text": text, "finish_reason": reason} for i in range(request.get("n", 1))]
+    usage = {"prompt_tokens": len(body) // 4, "completion_tokens": settings["completion_tokens"]}
+    return {"id": "c", "object": "text_completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
+
+
+def verdict(asked: str) -> str:
+    """What a judge says: of one answer what it is worth, of two which is worth more, or always the first. An answer
+    without a worth gets words and no verdict."""
+    told = re.findall(r"\(worth (-?[\d.]+)\)", asked)
+    worth = [float(number) for number in told]
+    if len(worth) == 1:
+        return json.dumps({"reason": f"It is worth {told[0]}.", "score": worth[0]})
+    if len(worth) != 2:
+        return "I would rather not say."
+    if settings["judge"] == "first":
+        return '```json\n{"reason": "I like the first.", "verdict": "A"}\n```'
+    better = "tie" if worth[0] == worth[1] else "A" if worth[0] > worth[1] else "B"
+    return json.dumps({"reason": "One is worth more.", "verdict": better})
 
 
 def batch_api(method: str, path: str, headers: dict[str, str], body: bytes) -> bytes | None:

@@ -86,7 +86,9 @@ def test_the_cache_is_shown_exported_and_pruned(finished, tmp_path):
     shutil.copytree(finished / "data" / "cache", tmp_path / "data" / "cache")
     told = seqkd("cache", "show", cwd=tmp_path)
     assert told.returncode == 0 and "embedded" in told.stdout and "144" in told.stdout
-    assert "144 answers written" in seqkd("cache", "export", "answers.jsonl", cwd=tmp_path).stdout
+    assert (
+        "144 answers written" in seqkd("cache", "export", "answers.jsonl", "--model", "embedded", cwd=tmp_path).stdout
+    )
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 144
     refused(seqkd("cache", "prune", cwd=tmp_path), "nothing to prune")
     assert "144 answers deleted" in seqkd("cache", "prune", "--model", "embedded", cwd=tmp_path).stdout

@@ -1,6 +1,7 @@
 """The report of a run made by hand, so that it can hold whatever a model or a user might write."""
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -226,11 +227,49 @@ def test_coverage_in_words():
         "nearest": 0.1,
     }  # fmt: skip
     assert report.coverage_of(coverage) == [
-        ("topic", f"crew 5, {HOSTILE[0]} 3"),
         ("entities asked about", "25.0%: crew 1 of 4"),
         ("distinct wording", "50.0% of 1-grams"),
         ("likeness to the nearest other prompt", "0.10 (Jaccard, word 3-grams)"),
     ]
+
+
+def test_facet_bars_are_parts_of_the_longest():
+    topic = {
+        HOSTILE[0]: {"rows": 1, "plan": None, "kept": 2, "kept_plan": None},
+        "crew": {"rows": 3, "plan": 4.0, "kept": 6, "kept_plan": 8.0},
+        "ships": {"rows": 0, "plan": 0.0, "kept": 0, "kept_plan": 0.0},
+    }
+    (facet,) = report.facet_bars({"facets": {"topic": topic, "task": {}}})
+    crew, hostile, ships = facet["bars"]
+    assert (facet["facet"], facet["more"], crew["value"], hostile["value"]) == ("topic", 0, "crew", HOSTILE[0])
+    assert crew["widths"] == {"rows": 75.0, "plan": 100.0, "kept": 75.0} and hostile["widths"]["plan"] is None
+    assert ships["widths"] == {"rows": 0.0, "plan": 0.0, "kept": 0.0}
+    many = {str(n): {"rows": n, "plan": 1.0} for n in range(50)}
+    (facet,) = report.facet_bars({"facets": {"persona": many}})
+    assert facet["more"] == 50 - report.FACET_VALUES and facet["bars"][0]["rows"] == 49
+    assert (
+        report.facet_bars({"facets": {"topic": {"a": {"rows": 0, "plan": 0.0}}}})[0]["bars"][0]["widths"]["rows"]
+        is None
+    )
+
+
+def test_the_page_shows_rows_against_the_plan_and_the_rounds(run):
+    path = run / "generate" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    value = {"rows": 30, "plan": 20.0, "kept": 12, "kept_plan": 13.5}
+    manifest["counts"]["coverage"] = {
+        "facets": {"topic": {HOSTILE[1]: value, "crew": {"rows": 0, "plan": 0.0, "kept": 0, "kept_plan": 0.0}}},
+        "taxonomy": {}, "touched": None, "distinct_n": {}, "nearest": None,
+    }  # fmt: skip
+    rounds = [{"prompts": 30, "answers": 60, "gained": 12, "kept": 12, "acceptance": 0.2}]
+    manifest["counts"]["target"] = {"wanted": 1000, "kept": 12, "rounds": rounds}
+    path.write_text(json.dumps(manifest))
+    page = page_of(run, scores_of(**ALL), predictions())
+    reader = Reader(page)
+    assert reader.tags.isdisjoint({"script", "img"}) and "style" not in reader.attributes
+    said = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    assert "until 1,000 rows were kept after dedupe, and ended before: 12 were." in said
+    assert "30 of 20 12 of 14" in said and "20.0%" in said
 
 
 def test_side_by_side_puts_differences_first():

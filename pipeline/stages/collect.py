@@ -20,9 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
-from pipeline import artifacts, paths, templates
+from pipeline import artifacts, documents, paths, templates
 from pipeline.calls.batch import BatchAsking, BatchLine
 from pipeline.calls.budget import BATCH_SHARE, Budget, Rates, cost, worst_case
 from pipeline.calls.online import Asking, Call, Line, settle_cost, unbind
@@ -33,17 +31,15 @@ from pipeline.domain import read_domain
 from pipeline.errors import StopRun, UserError
 from pipeline.facts import read_facts
 from pipeline.progress import progress, say
-from pipeline.recipe import Recipe, Sampling, Teacher
+from pipeline.recipe import COUNT, Recipe, Sampling, Teacher
 from pipeline.records import COMPLETIONS, FAILURES, Message, Row, canonical_json, make_id
 
-VERSION = 1
+VERSION = 2
 SECTIONS = ("collect",)
 READS = {"prompts": "generate"}
 
 DETAIL_CHARACTERS = 2_000
 PROMPTS_AT_ONCE = 500  # prompts looked up in the store at a time
-AT_ONCE = 8_192  # rows sorted in memory
-BUCKETS = 64  # parts that more rows are sorted in; a part must fit into memory
 CHARACTERS_A_TOKEN = 4  # a rule of thumb, for estimates and pacing only; the budget reckons with bytes
 ALL = 1 << 64
 
@@ -55,6 +51,7 @@ class Ask(NamedTuple):
     prompt_id: str
     sample: int
     messages: list[Message]  # the prompt's, without the system message
+    context: str | None  # the prompt's
     request: dict[str, Any]  # what determines the answer besides the sample number
     canonical: str  # the same as canonical JSON
     key: bytes  # in the response store
@@ -69,6 +66,7 @@ class Source(NamedTuple):
     share: tuple[int, int]  # the prompts it is asked: those whose hash is in this range of 0 .. ALL
     request: Callable[[list[Message]], dict[str, Any]]
     parse: Callable[[int, bytes], Parsed | Problem]
+    passage: templates.Template | None  # shows it a prompt's context, where there is any
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
@@ -78,6 +76,8 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     found = {}
     if recipe.collect.system:
         found["system"] = templates.find_template(paths.prompts_folder(recipe.domain), recipe.collect.system)
+    if recipe.generate.documents:
+        found["passage"] = paths.template_of(recipe.domain, "passage.jinja")
     for number, teacher in enumerate(recipe.collect.teachers):
         if teacher.embedded:
             found["facts"] = paths.domain_data_folder(recipe.domain) / "facts"
@@ -123,21 +123,25 @@ def open_sources(recipe: Recipe) -> list[Source]:
     """The recipe's teachers with their shares of the prompts."""
     teachers, seed, sampling = recipe.collect.teachers, recipe.seed, recipe.collect.sampling
     total, edge, made = sum(teacher.weight for teacher in teachers), 0.0, []
+    passage = None
+    if recipe.generate.documents:
+        passage = templates.load(paths.template_of(recipe.domain, "passage.jinja"))
     for teacher in teachers:
         low, edge = edge, edge + teacher.weight / total
         share = (int(low * ALL), ALL if teacher is teachers[-1] else int(edge * ALL))
         if recipe.collect.strategy == "all":
             share = (0, ALL)
-        identity = "|".join(teacher.urls()) if teacher.provider in ("openai", "anthropic") else ""
         place = Path(local_teacher_folder(recipe, teacher) if teacher.provider == "local" else teacher.model)
-        if teacher.provider in ("local", "vllm") and place.is_dir():
-            identity = artifacts.digest(place)
+        if teacher.provider in ("openai", "anthropic"):
+            identity = "|".join(teacher.urls())
+        else:
+            identity = artifacts.digest(place) if place.is_dir() else ""
         if teacher.provider == "local":
             request, parse = partial(local_request, teacher, sampling, seed), parse_local
         else:
             module = provider(teacher)
             request, parse = partial(_request, module, teacher, sampling, seed), module.parse
-        made.append(Source(teacher, teacher_name(teacher), identity, share, request, parse))
+        made.append(Source(teacher, teacher_name(teacher), identity, share, request, parse, passage))
     return made
 
 
@@ -220,7 +224,7 @@ def system_message(recipe: Recipe) -> str | None:
 
 def chunks(path: Path) -> Iterator[list[Row]]:
     """The prompts, some at a time."""
-    for batch in artifacts.read_batches(path, ["id", "messages"]):
+    for batch in artifacts.read_batches(path, ["id", "messages", "context"]):
         for start in range(0, batch.num_rows, PROMPTS_AT_ONCE):
             yield batch.slice(start, PROMPTS_AT_ONCE).to_pylist()
 
@@ -235,12 +239,15 @@ def asks_of(source: Source, prompts: list[Row], system: str | None, samples: int
         place = int.from_bytes(blake2b(prompt["id"].encode(), digest_size=8, key=b"teacher").digest())
         if not low <= place < high:
             continue
-        request = source.request(first + prompt["messages"])
+        turns, context = prompt["messages"], prompt["context"]
+        if context and source.passage and context not in turns[-1]["content"]:
+            turns = turns[:-1] + documents.shown(source.passage, context, turns[-1]["content"], open_book=False)
+        request = source.request(first + turns)
         canonical = canonical_json(request)
         for sample in range(samples):
             key = request_key(source.teacher.provider, source.identity, canonical, sample)
             row_id = make_id(prompt["id"], source.name, sample)
-            asks.append(Ask(row_id, prompt["id"], sample, prompt["messages"], request, canonical, key))
+            asks.append(Ask(row_id, prompt["id"], sample, prompt["messages"], context, request, canonical, key))
     return asks
 
 
@@ -300,7 +307,8 @@ def calls_of(source: Source, asks: list[Ask], rates: Rates | None, together: int
 def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]]:
     """What collecting would take if nothing were stored: for each teacher {"teacher", "provider", "requests",
     "input_tokens", "output_tokens" (the most), "usd" (the most; None without a price)}. `prompts`: the table, or None
-    while generate has not run; then its `count` prompts are taken to have 200 characters each."""
+    while generate has not run; then its prompts are taken to have 200 characters each, and with target_kept every
+    second answer to be kept."""
     collect = recipe.collect
     if collect.file:
         return []
@@ -308,13 +316,15 @@ def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]
     total = sum(teacher.weight for teacher in collect.teachers)
     if prompts:
         lengths = [
-            sum(len(message["content"]) for message in prompt["messages"])
+            sum(len(message["content"]) for message in prompt["messages"]) + len(prompt["context"] or "")
             for some in chunks(prompts)
             for prompt in some
         ]
         count, characters = len(lengths), sum(lengths)
     else:
-        count = recipe.generate.count or 1000
+        count = recipe.first_round or COUNT
+        if recipe.generate.target_kept:
+            count = max(count, 2 * recipe.rows_to_prompts(recipe.generate.target_kept))
         characters = 200 * count
     lines = []
     for teacher in collect.teachers:
@@ -356,6 +366,7 @@ def local_request(teacher: Teacher, sampling: Sampling, seed: int, messages: lis
         "max_tokens": sampling.max_tokens,
         "logprobs": sampling.logprobs,
         "seed": seed,
+        **({"top_logprobs": sampling.top_logprobs} if sampling.logprobs and sampling.top_logprobs else {}),
     }
 
 
@@ -366,6 +377,9 @@ def parse_local(status: int, body: bytes) -> Parsed | Problem:
         return Problem("final", "context_length", answer["error"])
     scores = answer["logprobs"]
     logprobs = [{"token": None, "id": None, "logprob": score, "top": None} for score in scores] if scores else None
+    for entry, token, top in zip(logprobs or (), answer.get("ids", ()), answer.get("top", ()), strict=False):
+        entry["id"] = token
+        entry["top"] = [{"token": None, "id": other, "logprob": value, "top": None} for other, value in top]
     reply = Reply(answer["text"], answer["finish_reason"], None, logprobs)
     return Parsed([reply], Usage(answer["input_tokens"], 0, answer["output_tokens"]))
 
@@ -397,6 +411,7 @@ def ask_local(
                 max_tokens=request["max_tokens"],
                 seeds=[seed_of(ask) for ask in batch],
                 logprobs=request["logprobs"],
+                top_logprobs=request.get("top_logprobs"),
             )
             store.commit([_received(source, job, *pair) for pair in zip(batch, answers, strict=True)])
             asked += len(batch)
@@ -508,6 +523,7 @@ def completion(ask: Ask, source: Source, answer: Answer, parsed: Parsed) -> Row:
         "prompt_id": ask.prompt_id,
         "sample": ask.sample,
         "messages": ask.messages,
+        "context": ask.context,
         "text": mend(reply.text),
         "reasoning": None if reply.reasoning is None else mend(reply.reasoning),
         "finish_reason": reply.finish_reason,
@@ -559,54 +575,7 @@ def rows_of(source: Source, asks: list[Ask], store: Store) -> tuple[list[Row], l
     return completions, failures
 
 
-class Sorter:
-    """Rows in any order in, a Parquet file sorted by id out. What does not fit into AT_ONCE rows is sorted in BUCKETS
-    parts by the ids' first digits, on disk, with one part in memory at a time."""
-
-    def __init__(self, out: Path, table: str, schema: pa.Schema) -> None:
-        self._out, self._table, self._schema = out, table, schema
-        self._rows: list[Row] = []
-        self._parts: dict[int, tuple[pa.OSFile, pa.RecordBatchStreamWriter]] = {}
-
-    def add(self, rows: list[Row]) -> None:
-        """Take some rows."""
-        self._rows += rows
-        if len(self._rows) >= AT_ONCE:
-            self._spill()
-
-    def write(self) -> int:
-        """Write TABLE.parquet and return its rows."""
-        if self._parts:
-            self._spill()
-        for file, writer in self._parts.values():
-            writer.close()
-            file.close()
-        rows = self._sorted() if self._parts else sorted(self._rows, key=lambda row: str(row["id"]))
-        return artifacts.write_table(self._out / f"{self._table}.parquet", self._schema, rows)
-
-    def _spill(self) -> None:
-        parts: dict[int, list[Row]] = {}
-        for row in self._rows:
-            parts.setdefault(int(row["id"][:2], 16) * BUCKETS // 256, []).append(row)
-        self._rows = []
-        for part, rows in parts.items():
-            if part not in self._parts:
-                file = pa.OSFile(str(self._path(part)), "wb")
-                self._parts[part] = (file, pa.ipc.new_stream(file, self._schema))
-            self._parts[part][1].write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
-
-    def _sorted(self) -> Iterator[pa.RecordBatch]:
-        for part in sorted(self._parts):
-            with pa.OSFile(str(self._path(part)), "rb") as file:
-                table = pa.ipc.open_stream(file).read_all()
-            yield from table.sort_by("id").to_batches()
-            self._path(part).unlink()
-
-    def _path(self, part: int) -> Path:
-        return self._out / f".{self._table}.{part}"
-
-
-def take_file(recipe: Recipe, path: Path, completions: Sorter, failures: Sorter) -> dict[str, Any]:
+def take_file(recipe: Recipe, path: Path, completions: artifacts.Sorter, failures: artifacts.Sorter) -> dict[str, Any]:
     """The rows of collect.file as completions of a teacher called after the file; one without an answer is a failure.
     A prompt's second answer is its sample 1, and so on."""
     from pipeline.stages.generate import clean  # the prompts' ids are to be those of the stage generate
@@ -654,7 +623,10 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 
     Raises UserError for a missing key or terms that were not accepted, StopRun for what a provider said.
     """
-    completions, failures = Sorter(out, "completions", COMPLETIONS), Sorter(out, "failures", FAILURES)
+    completions, failures = (
+        artifacts.Sorter(out, "completions", COMPLETIONS),
+        artifacts.Sorter(out, "failures", FAILURES),
+    )
     if recipe.collect.file:
         return take_file(recipe, inputs["file"], completions, failures)
     job, system, samples = out.parent.name, system_message(recipe), recipe.collect.samples

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.errors import UserError, nearest
 from pipeline.facts import SUBJECT, Fact, questions
-from pipeline.recipe import Embedded
+from pipeline.recipe import Embedded, Train
 from pipeline.records import canonical_json
 from pipeline.stages.train import Log, fit
 
@@ -77,7 +77,7 @@ def embedded_teacher(facts: Sequence[Fact], config: Embedded, cache: Path, *, lo
             tokenizer,
             training_rows(facts, config),
             [],
-            config.sft,
+            Train(sft=config.sft),
             partial / "model",
             seed=seed,
             log=log,

@@ -24,17 +24,53 @@ class Loaded(NamedTuple):
 
 
 def load(
-    model: str | Path, *, trust_remote_code: bool = False, dtype: str = "auto", device: str = "auto", chat: bool = True
+    model: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    chat: bool = True,
+    quantization: Any = None,
 ) -> Loaded:
     """Open a model folder or hub id. `dtype` "auto": float32 on a CPU, the model's own elsewhere; `device` "auto": CUDA
-    or MPS where there is one.
+    or MPS where there is one. `quantization`: a transformers quantization config; the model is on its GPU then.
 
     Raises UserError if there is no such folder or hub id (or no network), if the weights are pickled, if the model
     needs code of its own and `trust_remote_code` is false, or (unless `chat` is false) if there is no chat template.
     """
+    network, tokenizer = open_model("AutoModelForCausalLM", model, trust_remote_code, dtype, device, quantization)
+    if chat:
+        _needs_chat_template(str(model), tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return prepare(network, tokenizer, str(model))
+
+
+def load_reward(model: str | Path, *, trust_remote_code: bool = False) -> Loaded:
+    """Open a reward model: a sequence classifier with one output and a chat template. Raises UserError as `load`
+    does, and if it has another number of outputs."""
+    network, tokenizer = open_model("AutoModelForSequenceClassification", model, trust_remote_code)
+    _needs_chat_template(str(model), tokenizer)
+    if network.config.num_labels != 1:
+        raise UserError(
+            f"local model {model}: is a classifier with {network.config.num_labels} outputs; a reward model has one."
+        )
+    return Loaded(network.eval(), tokenizer, str(model))
+
+
+def open_model(
+    kind: str,
+    model: str | Path,
+    trust_remote_code: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: Any = None,
+) -> tuple[Any, Any]:
+    """(network, tokenizer) of a folder or hub id, as `load` says. kind: the name of one of transformers' AutoModel
+    classes."""
     import torch
+    import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -47,9 +83,16 @@ def load(
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"local model {name}: unknown dtype '{dtype}'. Use auto, float32, bfloat16 or float16.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, padding_side="left")
-        network, about = AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=dtype, output_loading_info=True
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, padding_side="left"
+        )
+        network, about = getattr(transformers, kind).from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+            **({"quantization_config": quantization, "device_map": {"": 0}} if quantization else {}),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(_load_problem(name, error)) from error
@@ -57,14 +100,15 @@ def load(
         # transformers would fill these in at random and only warn.
         missing = ", ".join(sorted(about["missing_keys"])[:3])
         raise UserError(f"local model {name}: its files lack weights that its config.json calls for ({missing} ...).")
-    if chat and not tokenizer.chat_template:
+    return network if quantization else network.to(device), tokenizer
+
+
+def _needs_chat_template(name: str, tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
         raise UserError(
             f"local model {name}: its tokenizer has no chat template. Use an instruction-tuned model, or put a "
             "chat_template.jinja into its folder."
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return prepare(network.to(device), tokenizer, name)
 
 
 def prepare(model: Any, tokenizer: Any, name: str = "model") -> Loaded:
@@ -87,6 +131,7 @@ def answer(
     max_tokens: int,
     seeds: Sequence[int],
     logprobs: bool = False,
+    top_logprobs: int | None = None,
     stop: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Answer a batch of conversations, each with its own seed; temperature 0 is greedy.
@@ -97,6 +142,8 @@ def answer(
       input_tokens   tokens of the prompt
       output_tokens  tokens that were generated, the end of turn included
       logprobs       natural log-probability of each generated token under the untempered model, or None
+      ids, top       only with `top_logprobs`: the id of each generated token, and the likeliest tokens in its place as
+                     [[id, log-probability], ...], the likeliest first
       error          what went wrong, only with finish_reason "error" (a prompt longer than the model's context)
     """
     if len(seeds) != len(conversations):
@@ -119,7 +166,7 @@ def answer(
         if indices:
             batch = [prompts[index] for index in indices]
             given = [seeds[index] for index in indices]
-            answers = _generate(loaded, batch, given, temperature, top_p, budget, logprobs, list(stop))
+            answers = _generate(loaded, batch, given, temperature, top_p, budget, logprobs, list(stop), top_logprobs)
             for index, row in zip(indices, answers, strict=True):
                 rows[index] = row
     return rows
@@ -165,6 +212,9 @@ def encode(tokenizer: Any, conversations: Sequence[Messages], *, add_generation_
     as plain text, so a user's `<|im_end|>` does not end the turn."""
     if not conversations:
         return []
+    if conversations[0][-1]["role"].startswith("opening"):  # of the method magpie: in the template's form already
+        texts = [chat[-1]["content"] for chat in conversations]
+        return [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     ids = tokenizer.apply_chat_template(
         [list(chat) for chat in conversations],
         add_generation_prompt=add_generation_prompt,
@@ -172,6 +222,29 @@ def encode(tokenizer: Any, conversations: Sequence[Messages], *, add_generation_
         return_dict=False,
     )
     return [list(row) for row in ids]
+
+
+def user_opening(model: str, system: str | None, *, trust_remote_code: bool = False) -> str:
+    """What a model's chat template puts before the text of the first user turn, with all its control tokens.
+
+    model: a folder or hub id, of which only the tokenizer is read. Raises UserError if it cannot be, or has no chat
+    template, or one that takes no system prompt.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(_load_problem(model, error)) from error
+    _needs_chat_template(model, tokenizer)
+    mark = "(the text of the user)"
+    messages = [{"role": "system", "content": system}] if system else []
+    try:
+        text: str = tokenizer.apply_chat_template([*messages, {"role": "user", "content": mark}], tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"{model}: its chat template takes no system prompt ({error}): no collect.system.") from None
+    return text[: text.index(mark)]
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -198,6 +271,7 @@ def _generate(
     max_tokens: int,
     logprobs: bool,
     stop: list[str],
+    top_logprobs: int | None = None,
 ) -> list[dict[str, Any]]:
     import torch
 
@@ -207,6 +281,7 @@ def _generate(
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
     noted: list[Any] = []  # for each position, the log-probability of the chosen token: (rows,)
+    likeliest: list[tuple[Any, Any]] = []  # for each position, log-probabilities and ids: (rows, k) both
     keys = torch.tensor([_signed(seed) for seed in seeds], device=model.device)
 
     def choose(tokens: Any, scores: Any) -> Any:
@@ -217,6 +292,9 @@ def _generate(
         if logprobs:
             chosen = scores.argmax(-1, keepdim=True)
             noted.append((raw.gather(1, chosen).squeeze(1) - raw.logsumexp(1)).cpu())
+        if top_logprobs:
+            best, ids = raw.log_softmax(1).topk(min(top_logprobs, raw.shape[1]))
+            likeliest.append((best.cpu(), ids.cpu()))
         return scores
 
     with torch.inference_mode():
@@ -243,7 +321,12 @@ def _generate(
             used = _tokens_until(tokenizer, generated[:used], stop)
             text, reason = text[:cut], "stop"
         scores = noise[index, :used].tolist() if noise is not None else None
-        rows.append(_row(text, reason, len(prompts[index]), used, scores))
+        row = _row(text, reason, len(prompts[index]), used, scores)
+        if top_logprobs:
+            pairs = [(best[index].tolist(), ids[index].tolist()) for best, ids in likeliest[:used]]
+            top = [[[token, value] for value, token in zip(*pair, strict=True)] for pair in pairs]
+            row |= {"ids": generated[:used], "top": top}
+        rows.append(row)
     return rows
 
 

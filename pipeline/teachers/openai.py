@@ -4,6 +4,7 @@ https://platform.openai.com/docs/api-reference/chat
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ TERMS = (
 )
 
 FINISH = {"stop": "stop", "length": "length", "content_filter": "content_filter"}
+TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
 QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated")
 FORM = ("unsupported_parameter", "unsupported_value", "unknown_parameter", "model_not_found", "invalid_model")
 
@@ -36,7 +38,7 @@ def request(teacher: Teacher, messages: Sequence[Message], sampling: Sampling, s
     if sampling.top_p is not None:
         made["top_p"] = sampling.top_p
     if sampling.logprobs:
-        made["logprobs"] = True
+        made |= {"logprobs": True} | ({"top_logprobs": sampling.top_logprobs} if sampling.top_logprobs else {})
     return made | {"seed": seed} | teacher.extra
 
 
@@ -135,7 +137,11 @@ def _logprobs(content: Any) -> list[Logprob] | None:
         if not isinstance(entry, dict) or not isinstance(entry.get("logprob"), int | float):
             return None
         top = _logprobs(entry.get("top_logprobs")) or None
-        entries.append({"token": str(entry.get("token")), "id": None, "logprob": float(entry["logprob"]), "top": top})
+        # vLLM gives ids instead of texts where it is asked to.
+        token = str(entry.get("token"))
+        ident = TOKEN_ID.fullmatch(token)
+        named = {"token": None, "id": int(ident[1])} if ident else {"token": token, "id": None}
+        entries.append({**named, "logprob": float(entry["logprob"]), "top": top})
     return entries
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from environments import make_environment
 from pipeline import artifacts
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Sampling
 from pipeline.records import PROMPTS, facets_of, make_id
 from pipeline.stages import collect
+from pipeline.teachers import local
 
 MODEL = """
 import sys
@@ -107,5 +108,26 @@ def test_collect_starts_a_server_asks_it_and_stops_it(environment, tmp_path, mon
     counts = collect.run(recipe, {"prompts": tmp_path / "prompts.parquet"}, again)
     assert counts["usage"]["requests_sent"] == 0
     assert artifacts.digest(again) == artifacts.digest(out)
+    # magpie: the server goes on with a text; its control token is one token, and no second beginning comes before it.
+    opening = local.user_opening(str(tmp_path / "model"), "Be short.")
+    made = [
+        {"id": make_id("opening", i), "domain": "d", "messages": [{"role": f"opening {i}", "content": opening}]}
+        for i in range(4)
+    ]
+    artifacts.write_table(tmp_path / "openings.parquet", PROMPTS, sorted(made, key=lambda row: str(row["id"])))
+    teacher = recipe.collect.teachers[0].model_copy(update={"provider": "vllm_text"})
+    section = recipe.collect.model_copy(
+        update={"teachers": [teacher], "samples": 1, "sampling": Sampling(temperature=1.0, max_tokens=8)}
+    )
+    turns = tmp_path / "runs" / "run" / "turns"
+    turns.mkdir()
+    counts = collect.run(
+        recipe.model_copy(update={"collect": section}), {"prompts": tmp_path / "openings.parquet"}, turns
+    )
+    assert counts["outcomes"] == {"completions": 4, "failed": 0}, counts
+    answered = artifacts.read_table(turns / "completions.parquet").to_pylist()
+    assert opening == "Be short.<|end|>" and {row["input_tokens"] for row in answered} == {10}
+    assert len({row["text"] for row in answered}) == 4
+
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path / "model") not in listed

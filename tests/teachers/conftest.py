@@ -1,5 +1,7 @@
 """Tiny real models, made once for all tests of this folder."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,12 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def eager(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with random weights that end the turn soon: one token in 25 is an end of turn."""
+    copied = shutil.copytree(untrained, tmp_path_factory.mktemp("models") / "eager")
+    size = json.loads((copied / "config.json").read_text())["vocab_size"]
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, size, 25))}))
+    return copied
