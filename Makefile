@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Test files run side by side, one a core: most wait for servers and processes that they have killed.
+SIDE_BY_SIDE := -n logical --maxprocesses 4
 
 .PHONY: quickstart test lint format integration clean
 
@@ -13,7 +15,7 @@ quickstart: .venv/installed
 	$(BIN)/seqkd run quickstart
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q $(SIDE_BY_SIDE) --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -25,7 +27,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 integration: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup tests/integration
 
 # torch is named in the same command as everything that needs it, so that nothing pulls in another build first.
 .venv/installed: pyproject.toml constraints.txt

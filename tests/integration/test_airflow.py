@@ -18,6 +18,8 @@ assert not bag.import_errors, bag.import_errors
 dag = bag.dags["seqkd_distill"]
 assert dag.topological_sort() and [task.task_id for task in dag.topological_sort()] == sys.argv[3].split(",")
 import json
+
+pytestmark = pytest.mark.xdist_group("quickstart")
 run = dag.test(run_conf=json.loads(sys.argv[2]))
 print("STATE", run.state, {ti.task_id: str(ti.state) for ti in run.get_task_instances()})
 sys.exit(run.state != "success")

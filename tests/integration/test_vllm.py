@@ -19,6 +19,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.xdist_group("vllm")
+
 alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
 bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<|end|>"])}, merges=[]))
 bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

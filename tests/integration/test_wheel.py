@@ -10,6 +10,8 @@ import pytest
 from environments import ROOT
 from tiny import make_tiny
 
+pytestmark = pytest.mark.xdist_group("vllm")
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
