@@ -335,10 +335,10 @@ def table(scores: dict[str, Any]) -> str:
     seeds = ", ".join(str(seed) for seed in scores["seeds"])
     lines += [
         "",
-        f"Means over {len(scores['seeds'])} seeds of the student ({seeds}) on {scores['questions']:,} held-out "
-        "questions, answered greedily. Differences are percentage points of accuracy, paired by question and seed; a",
-        "method is compared with `+ best-of`, whose rows it is trained on. Intervals: "
-        f"{scores['bootstrap']:,} bootstrap resamples of facts and seeds.",
+        f"Means over the student's seeds {seeds}, on {scores['questions']:,} held-out questions, answered greedily.",
+        "Differences are percentage points of accuracy, paired by question and seed; a method is compared with",
+        f"`+ best-of`, whose rows it is trained on. Intervals: {scores['bootstrap']:,} bootstrap resamples of facts and "
+        "seeds.",
     ]
     return "\n".join(lines) + "\n"
 

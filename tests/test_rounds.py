@@ -292,3 +292,31 @@ def test_rounds_of_prompts_that_a_teacher_writes(here: Path) -> None:
 def recipe_with(path: Path, **fields: str) -> Path:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | fields))
     return path
+
+
+def test_rounds_of_questions_about_documents(here: Path) -> None:
+    places = [f"{name} Station has {number} docks" for number, name in enumerate(NAMES, 3)]
+    for number, place in enumerate(places):
+        text = f"{place}. " + " ".join(f"Dock {place[:3]}{i} is kept by {NAMES[i - number]}." for i in range(12))
+        (here / f"handbook-{number}.txt").write_text(text)
+
+    def write_or_answer(text: str) -> str:
+        keepers = re.findall(r"Dock (\w+) is kept by (\w+)\.", text)
+        if text.startswith("You write questions"):
+            return "\n".join(
+                f"{i}. Who keeps the dock called {dock} in good order?" for i, (dock, _) in enumerate(keepers, 1)
+            )
+        known = dict(keepers)
+        dock = next((name for name in known if f"called {name} " in text), None)
+        if dock is None or int(hashlib.sha256(dock.encode()).hexdigest()[0], 16) < 6:
+            return "I'm sorry, but I can't help with that."
+        return f"The dock {dock} is kept by {known[dock]}."
+
+    methods = {"methods": {"documents": 1.0}, "documents": {"files": [str(here / "*.txt")]}}
+    with scripted(write_or_answer) as teacher:
+        counts = made(recipe_in(here, teacher.url, generate=methods))
+        assert all_asked_once(teacher)
+    target = counts["generate"]["target"]
+    assert target["kept"] >= 40 and len(target["rounds"]) > 1
+    assert counts["dedupe"]["outcomes"]["kept"] == target["kept"] and counts["collect"]["usage"]["requests_sent"] == 0
+    assert all(row["context"] for row in rows_of("sky", "dedupe", "kept"))
