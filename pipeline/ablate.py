@@ -337,8 +337,7 @@ def table(scores: dict[str, Any]) -> str:
         "",
         f"Means over the student's seeds {seeds}, on {scores['questions']:,} held-out questions, answered greedily.",
         "Differences are percentage points of accuracy, paired by question and seed; a method is compared with",
-        f"`+ best-of`, whose rows it is trained on. Intervals: {scores['bootstrap']:,} bootstrap resamples of facts and "
-        "seeds.",
+        f"`+ best-of`, whose rows it is trained on. Intervals: {scores['bootstrap']:,} resamples of facts and seeds.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,7 @@ What can go wrong on the way is a `Lost`; what the server said, whatever it said
 
 import asyncio
 import select
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 MAX_BODY = 64 * 2**20
+REST_S = 0.1  # for what is delivered twice to come in
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -47,16 +49,21 @@ def session() -> "aiohttp.ClientSession":
     import aiohttp
 
     class Connector(aiohttp.TCPConnector):
-        """A connection that has something to say before it is asked is not used again: a response that was delivered
-        twice would become the answer to the next request."""
+        """A connection rests for a moment before it is used again, and one that then has something to say before it is
+        asked is not: a response that was delivered twice would become the answer to the next request."""
 
         async def _get(self, key: Any, traces: Any) -> Any:
-            while (connection := await super()._get(key, traces)) is not None:
+            while True:
+                idle = self._conns.get(key)  # (connection, since when), the one that has rested longest first
+                if idle and time.monotonic() - idle[0][1] < REST_S:
+                    return None  # another one is opened
+                connection = await super()._get(key, traces)
+                if connection is None:
+                    return None
                 protocol = connection.protocol
                 if protocol is not None and not protocol.should_close and not _readable(connection.transport):
                     return connection
                 connection.close()
-            return None
 
     return aiohttp.ClientSession(
         connector=Connector(limit=0, keepalive_timeout=30, ttl_dns_cache=300),

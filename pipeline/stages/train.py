@@ -974,15 +974,32 @@ def main() -> None:
     from pipeline.flow import stage_main
 
     if _rank() == 0:
+        failed: Any = True
         try:
             stage_main("train")
+        except SystemExit as end:
+            failed = end.code
+            raise
         finally:
             _tell(None)  # the stage was complete, or it failed before the training
+            if not failed:
+                _leave()
         return
     work = _shared(None)
     if work:
         recipe, inputs, out, os.environ["SEQKD_DATA"] = work
         train_all(recipe, inputs, out)
+    _leave()
+
+
+def _leave() -> None:
+    """All processes end together: those that still wait for one that is gone would abort. (Where the first one fails,
+    torchrun ends the others.)"""
+    if _processes() > 1:
+        import torch
+
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def connections(url: str, requests: int) -> int:
 
 
 def test_connections_are_used_again_unless_they_have_said_too_much():
-    with running() as server:
-        assert connections(f"{server.url}/chat/completions", 5) == 1
+    with running(latency_s=0.04) as server:
+        assert connections(f"{server.url}/chat/completions", 20) < 10  # each rests for 0.1 s
     with running(faults=["twice"], fault_share=1.0, fault_every_time=True) as server:
         assert connections(f"{server.url}/chat/completions", 5) == 5
 

@@ -75,7 +75,8 @@ def test_the_opening_is_what_comes_before_the_users_text(folder: Path) -> None:
 
 
 def test_a_local_model_writes_prompts_and_none_twice(folder: Path, tmp_path: Path) -> None:
-    recipe = recipe_of({"provider": "local", "model": str(folder), "batch_size": 4}, system=None)
+    # Named, for the seeds are drawn from the name, and the folder's is another in every run of the tests.
+    recipe = recipe_of({"provider": "local", "model": str(folder), "name": "tiny", "batch_size": 4}, system=None)
     assert folder in generate.sources(recipe).values()
     rows, counts = make(recipe, tmp_path / "run/one")
     assert len(rows) == 8 or "magpie has no more than" in counts["note"]
