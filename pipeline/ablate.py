@@ -333,9 +333,10 @@ def table(scores: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     seeds = ", ".join(str(seed) for seed in scores["seeds"])
+    count = "one seed" if len(scores["seeds"]) == 1 else f"{len(scores['seeds'])} seeds"
     lines += [
         "",
-        f"Means over the student's seeds {seeds}, on {scores['questions']:,} held-out questions, answered greedily.",
+        f"Means over {count} of the student ({seeds}), on {scores['questions']:,} held-out questions, answered greedily.",
         "Differences are percentage points of accuracy, paired by question and seed; a method is compared with",
         f"`+ best-of`, whose rows it is trained on. Intervals: {scores['bootstrap']:,} resamples of facts and seeds.",
     ]
