@@ -336,7 +336,7 @@ def table(scores: dict[str, Any]) -> str:
     count = "one seed" if len(scores["seeds"]) == 1 else f"{len(scores['seeds'])} seeds"
     lines += [
         "",
-        f"Means over {count} of the student ({seeds}), on {scores['questions']:,} held-out questions, answered greedily.",
+        f"Means over {count} of the student ({seeds}), on {scores['questions']:,} held-out questions, greedily.",
         "Differences are percentage points of accuracy, paired by question and seed; a method is compared with",
         f"`+ best-of`, whose rows it is trained on. Intervals: {scores['bootstrap']:,} resamples of facts and seeds.",
     ]
