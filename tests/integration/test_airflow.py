@@ -9,6 +9,8 @@ import pytest
 from environments import ROOT, clean_environment, make_environment
 from pipeline import flow
 
+pytestmark = pytest.mark.xdist_group("quickstart")
+
 TEST = """
 import sys
 from airflow.dag_processing.dagbag import DagBag
@@ -18,8 +20,6 @@ assert not bag.import_errors, bag.import_errors
 dag = bag.dags["seqkd_distill"]
 assert dag.topological_sort() and [task.task_id for task in dag.topological_sort()] == sys.argv[3].split(",")
 import json
-
-pytestmark = pytest.mark.xdist_group("quickstart")
 run = dag.test(run_conf=json.loads(sys.argv[2]))
 print("STATE", run.state, {ti.task_id: str(ti.state) for ti in run.get_task_instances()})
 sys.exit(run.state != "success")

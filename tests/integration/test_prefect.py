@@ -10,13 +10,13 @@ import pytest
 from environments import ROOT, clean_environment, make_environment
 from pipeline import flow
 
+pytestmark = pytest.mark.xdist_group("quickstart")
+
 TEST = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from prefect.testing.utilities import prefect_test_harness
 import prefect_distill
-
-pytestmark = pytest.mark.xdist_group("quickstart")
 
 with prefect_test_harness(server_startup_timeout=180):
     prefect_distill.distill(sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -13,13 +13,13 @@ from pipeline.records import PROMPTS, facets_of, make_id
 from pipeline.stages import collect
 from pipeline.teachers import local
 
+pytestmark = pytest.mark.xdist_group("vllm")
+
 MODEL = """
 import sys
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-pytestmark = pytest.mark.xdist_group("vllm")
 
 alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
 bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*alphabet, "<|end|>"])}, merges=[]))
