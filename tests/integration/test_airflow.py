@@ -9,8 +9,6 @@ import pytest
 from environments import ROOT, clean_environment, make_environment
 from pipeline import flow
 
-pytestmark = pytest.mark.xdist_group("quickstart")
-
 TEST = """
 import sys
 from airflow.dag_processing.dagbag import DagBag

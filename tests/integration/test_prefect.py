@@ -10,8 +10,6 @@ import pytest
 from environments import ROOT, clean_environment, make_environment
 from pipeline import flow
 
-pytestmark = pytest.mark.xdist_group("quickstart")
-
 TEST = """
 import sys
 sys.path.insert(0, sys.argv[1])

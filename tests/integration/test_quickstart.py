@@ -1,10 +1,6 @@
 """The whole quickstart as a user runs it. Speed is reported by it and not asserted here: machines are shared."""
 
-import pytest
-
 import pipeline
-
-pytestmark = pytest.mark.xdist_group("quickstart")
 
 
 def test_the_student_keeps_what_the_teacher_knows(quickstart):

@@ -13,8 +13,6 @@ from pipeline.records import PROMPTS, facets_of, make_id
 from pipeline.stages import collect
 from pipeline.teachers import local
 
-pytestmark = pytest.mark.xdist_group("vllm")
-
 MODEL = """
 import sys
 import torch

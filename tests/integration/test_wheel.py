@@ -10,8 +10,6 @@ import pytest
 from environments import ROOT
 from tiny import make_tiny
 
-pytestmark = pytest.mark.xdist_group("vllm")
-
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
