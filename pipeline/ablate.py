@@ -197,7 +197,7 @@ def _answers(
     if not path.is_file():
         chats: evaluate.Chats = {"student": [list(question.messages) for question in asked]}
         answers = evaluate.ask({"student": load()}, chats, recipe.evaluate)["student"]
-        _keep(path, evaluate.judge("student", asked, answers, [(0.0, 0)] * len(asked)))
+        _keep(path, evaluate.mark("student", asked, answers, [(0.0, 0)] * len(asked)))
     return path
 
 
@@ -236,7 +236,7 @@ def _teacher(recipe: Recipe, asked: Sequence[Question], out: Path) -> Path | Non
         answers = evaluate.ask({"teacher": loaded}, chats, recipe.evaluate)["teacher"]
     else:
         answers, _ = evaluate.ask_hosted(recipe, teacher, asked, out)
-    _keep(path, evaluate.judge("teacher", asked, answers, [(0.0, 0)] * len(asked)))
+    _keep(path, evaluate.mark("teacher", asked, answers, [(0.0, 0)] * len(asked)))
     return path
 
 

@@ -99,9 +99,8 @@ def passages(found: Sequence[Path], characters: int, most: int, seed: int, left_
 
 
 def shown(template: Template, context: str, question: str, open_book: bool) -> list[Message]:
-    """A question together with its passage, as one user turn. `open_book`: whoever asks sees the passage
-    too.
-    The delimiter holds a hash of the passage, so that nothing in it can close it."""
+    """A question together with its passage, as one user turn. `open_book`: whoever asks sees the passage too. The
+    delimiter holds a hash of the passage, so that nothing in it can close it."""
     text = fill(template, tag=tag_of(context), passage=context, question=question, open_book=open_book)
     return [{"role": "user", "content": text}]
 

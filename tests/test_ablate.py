@@ -26,7 +26,7 @@ def answered(path, asked, marks):
     answers = [
         {"text": q.answers[0] if mark else "no", "output_tokens": 1} for q, mark in zip(asked, marks, strict=True)
     ]
-    rows = evaluate.judge("student", asked, answers, [(0.0, 0)] * len(asked))
+    rows = evaluate.mark("student", asked, answers, [(0.0, 0)] * len(asked))
     artifacts.write_table(path, PREDICTIONS, rows[::-1])  # in any order
     return path
 

@@ -4,10 +4,8 @@ import hashlib
 import itertools
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,6 +24,7 @@ from pipeline.records import make_id
 from pipeline.stages import collect, generate
 from pipeline.stages.evaluate import rouge_l
 from pipeline.written import failed_evolution, instructions, needs_passage, unquoted, unusable
+from scripted import scripted as serving
 
 PASSAGE = re.compile(r"<passage-(\w+)>\n(.*)\n</passage-\1>", re.S)
 HARDER = re.compile(r"Here is a prompt.*?\n\n(.*?)\n\n", re.S)
@@ -62,34 +61,12 @@ def teacher() -> Iterator[tuple[str, list[str]]]:
     """(base URL, the requests that came)."""
     came: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            came.append(request["messages"][-1]["content"])
-            choice = {"index": 0, "finish_reason": "stop"}
-            choice["message"] = {"role": "assistant", "content": scripted(came[-1])}
-            body = {
-                "id": "x",
-                "object": "chat.completion",
-                "created": 0,
-                "model": request["model"],
-                "choices": [choice],
-            }
-            body["usage"] = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
-            sent = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(sent)))
-            self.end_headers()
-            self.wfile.write(sent)
+    def say(text: str) -> str:
+        came.append(text)
+        return scripted(text)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", came
-    server.shutdown()
+    with serving(say) as server:
+        yield server.url, came
 
 
 @pytest.fixture

@@ -336,21 +336,21 @@ def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]
             (characters / CHARACTERS_A_TOKEN * share + asked * (system + 8)) * requests / max(asked, 1)
         )
         output_tokens = asked * collect.samples * collect.sampling.max_tokens
-        rates = rates_of(teacher)
-        usd = cost(rates, Usage(input_tokens, 0, output_tokens)) if rates else None
-        if usd and teacher.mode == "batch":
-            usd *= BATCH_SHARE
-        lines.append(
-            {
-                "teacher": teacher_name(teacher),
-                "provider": teacher.provider,
-                "requests": requests,
-                "input_tokens": input_tokens,
-                "output_tokens": output_tokens,
-                "usd": usd,
-            }
-        )
+        lines.append(estimated(teacher, teacher_name(teacher), requests, input_tokens, output_tokens))
     return lines
+
+
+def estimated(teacher: Teacher, name: str, requests: int, input_tokens: int, output_tokens: int) -> dict[str, Any]:
+    """A line of `estimate`."""
+    rates = halved(rates_of(teacher)) if teacher.mode == "batch" else rates_of(teacher)
+    return {
+        "teacher": name,
+        "provider": teacher.provider,
+        "requests": requests,
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "usd": cost(rates, Usage(input_tokens, 0, output_tokens)) if rates else None,
+    }
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -623,10 +623,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 
     Raises UserError for a missing key or terms that were not accepted, StopRun for what a provider said.
     """
-    completions, failures = (
-        artifacts.Sorter(out, "completions", COMPLETIONS),
-        artifacts.Sorter(out, "failures", FAILURES),
-    )
+    completions = artifacts.Sorter(out, "completions", COMPLETIONS)
+    failures = artifacts.Sorter(out, "failures", FAILURES)
     if recipe.collect.file:
         return take_file(recipe, inputs["file"], completions, failures)
     job, system, samples = out.parent.name, system_message(recipe), recipe.collect.samples

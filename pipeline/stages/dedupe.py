@@ -152,7 +152,8 @@ def find_duplicates(tables: Tables, section: Dedupe) -> Verdict:
         # Of the rows that are still there, the best first; those of the other data set stay.
         left = order[leader[order] < 0]
         model, wanted = semantic.load(section.semantic.model), COMPARED[section.semantic.on or on]
-        vectors = _vectors(tables, wanted, np.sort(left), model)[np.searchsorted(np.sort(left), left)]
+        ascending = np.sort(left)
+        vectors = _vectors(tables, wanted, ascending, model)[np.searchsorted(ascending, left)]
         found, cosine = semantic.choose(vectors, int((left < there).sum()), section.semantic.threshold)
         dropped = found >= 0
         leader[left[dropped]], similarity[left[dropped]] = left[found[dropped]], cosine[dropped]

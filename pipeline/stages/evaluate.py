@@ -30,8 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, asking, paths, questions, report
-from pipeline import judge as llm_judge
+from pipeline import artifacts, asking, judge, paths, questions, report
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.questions import Question
@@ -264,9 +263,7 @@ def latency(models: dict[str, Loaded], chats: Chats, numbers: Sequence[int], max
     return seconds
 
 
-def judge(
-    model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Sequence[tuple[float, int]]
-) -> list[Row]:
+def mark(model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Sequence[tuple[float, int]]) -> list[Row]:
     """A model's rows of predictions, in the order of the questions."""
     return [
         {
@@ -354,7 +351,7 @@ def against_teacher(
     answered = [number for number, row in enumerate(teacher) if row["finish_reason"] != "error"]
     chosen = sorted(random.Random(recipe.seed).sample(answered, min(config.limit, len(answered))))
     triples = [(asked[number].messages, student[number]["text"], teacher[number]["text"]) for number in chosen]
-    verdicts, usage = llm_judge.compare(recipe, config, triples, out)
+    verdicts, usage = judge.compare(recipe, config, triples, out)
     worth = {"win": 1.0, "tie": 0.5, "loss": 0.0, None: 0.0}
     values = np.array([[worth[verdict], verdict is not None] for verdict in verdicts], dtype=float).reshape(-1, 2)
     groups = [asked[number].fact or asked[number].id for number in chosen]
@@ -380,9 +377,6 @@ def against_teacher(
 def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     """What the judge would take at the most: lines as of collect.estimate. An answer is taken to be as long as it may
     be."""
-    from pipeline.calls.budget import cost
-    from pipeline.calls.reply import Usage
-
     config = recipe.evaluate.judge
     if not config or not examined(recipe):
         return []
@@ -392,20 +386,8 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     template = paths.template_of(recipe.domain, "judge_compare.jinja").read_text(encoding="utf-8") + config.criteria
     prompt = max((sum(len(turn["content"]) for turn in question.messages) for question in asked), default=0)
     shown = (len(template) + prompt) // collect.CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
-    read, written = requests * shown, requests * config.max_tokens
-    rates = collect.rates_of(teacher)
-    if teacher.mode == "batch":
-        rates = collect.halved(rates)
-    return [
-        {
-            "teacher": f"{collect.teacher_name(teacher)} (evaluate.judge)",
-            "provider": teacher.provider,
-            "requests": requests,
-            "input_tokens": read,
-            "output_tokens": written,
-            "usd": cost(rates, Usage(read, 0, written)) if rates else None,
-        }
-    ]
+    name = f"{collect.teacher_name(teacher)} (evaluate.judge)"
+    return [collect.estimated(teacher, name, requests, requests * shown, requests * config.max_tokens)]
 
 
 def measure(
@@ -563,7 +545,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     told = [None if row["finish_reason"] == "error" else row["text"] for row in answers.get("teacher", [])]
     surprises = surprise(models, chats, told or [None] * len(asked), config.batch_size)
     surprises.setdefault("teacher", [(0.0, 0)] * len(asked))
-    predictions = {name: judge(name, asked, answers[name], surprises[name]) for name in MODELS if name in answers}
+    predictions = {name: mark(name, asked, answers[name], surprises[name]) for name in MODELS if name in answers}
     scores = compare(asked, predictions, surprises, config.bootstrap, recipe.seed)
     figures, conditions = measure(models, chats, answers, recipe)
     scores["measured"] = conditions | {"bootstrap": config.bootstrap, "seed": recipe.seed}

@@ -244,8 +244,6 @@ def estimate(recipe: Recipe, prompts: Path | None, completions: Path | None) -> 
     """What the judge would take at the most, were every answer kept so far and nothing stored: lines as of
     collect.estimate. prompts, completions: the tables as far as they are there; an answer that is not there yet is
     taken to be as long as it may be, a prompt to have 200 characters."""
-    from pipeline.calls.budget import cost
-    from pipeline.calls.reply import Usage
     from pipeline.stages import collect
 
     if not recipe.filter.judge or not recipe.filter_judge:
@@ -262,20 +260,8 @@ def estimate(recipe: Recipe, prompts: Path | None, completions: Path | None) -> 
         paths.template_of(recipe.domain, "judge_score.jinja").read_text(encoding="utf-8") + recipe.filter.judge.criteria
     )
     read = (characters + answers * len(template)) // collect.CHARACTERS_A_TOKEN
-    written = answers * recipe.filter.judge.max_tokens
-    rates = collect.rates_of(teacher)
-    if teacher.mode == "batch":
-        rates = collect.halved(rates)
-    return [
-        {
-            "teacher": f"{collect.teacher_name(teacher)} (filter.judge)",
-            "provider": teacher.provider,
-            "requests": answers,
-            "input_tokens": read,
-            "output_tokens": written,
-            "usd": cost(rates, Usage(read, 0, written)) if rates else None,
-        }
-    ]
+    name = f"{collect.teacher_name(teacher)} (filter.judge)"
+    return [collect.estimated(teacher, name, answers, read, answers * recipe.filter.judge.max_tokens)]
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -301,8 +287,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         _stop_if_nothing_is_left(source, masks)
 
     scores["agreement"] = shares
-    kept = artifacts.write_table(out / "kept.parquet", KEPT, _kept(source, scores, masks, config))
-    rejected = artifacts.write_table(out / "rejected.parquet", REJECTED, _rejected(source, scores, masks, config))
+    targets = [(out / "kept.parquet", KEPT), (out / "rejected.parquet", REJECTED)]
+    kept, rejected = artifacts.write_tables(targets, _split(source, scores, masks, config))
     return {
         "rows_in": total,
         "outcomes": {"kept": kept, "rejected": rejected},
@@ -363,40 +349,29 @@ def _batches(source: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         done += batch.num_rows
 
 
-def _kept(source: Path, scores: dict[str, np.ndarray], masks: np.ndarray, config: Filter) -> Iterator[pa.RecordBatch]:
-    for batch, _ in _chosen(source, scores, masks == 0, config):
-        yield batch
-
-
-def _rejected(
-    source: Path, scores: dict[str, np.ndarray], masks: np.ndarray, config: Filter
-) -> Iterator[pa.RecordBatch]:
-    for batch, rows in _chosen(source, scores, masks != 0, config):
-        earned = [_names(mask) for mask in masks[rows]]
-        columns = [*batch.columns, pa.array([names[0] for names in earned]), pa.array(earned, pa.list_(pa.string()))]
-        yield pa.RecordBatch.from_arrays(columns, schema=REJECTED)
-
-
 def _names(mask: np.uint64) -> list[str]:
     """The reasons in a mask, the one that decides first."""
     return [reason for bit, reason in enumerate(REASONS) if int(mask) >> bit & 1]
 
 
-def _chosen(
-    source: Path, scores: dict[str, np.ndarray], chosen: np.ndarray, config: Filter
-) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """The chosen rows as KEPT, a batch at a time, and their positions in the source."""
+def _split(
+    source: Path, scores: dict[str, np.ndarray], masks: np.ndarray, config: Filter
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """The rows as KEPT and REJECTED, a batch of each at a time."""
     done = 0
     for batch in _batches(source, COMPLETIONS.names):
-        rows = np.flatnonzero(chosen[done : done + batch.num_rows])
-        if len(rows):
-            taken = batch.take(pa.array(rows))
-            columns = {name: taken[name] for name in COMPLETIONS.names}
-            columns |= {name: pa.nulls(len(rows), KEPT.field(name).type) for name in ("pii", *SCORES)}
-            columns |= {name: pa.array(values[done + rows], from_pandas=True) for name, values in scores.items()}
-            if config.enabled and config.pii in ("flag", "redact"):
-                columns |= _marked(taken, redact=config.pii == "redact")
-            yield pa.RecordBatch.from_arrays([columns[name] for name in KEPT.names], schema=KEPT), done + rows
+        here = slice(done, done + batch.num_rows)
+        columns = {name: batch[name] for name in COMPLETIONS.names}
+        columns |= {name: pa.nulls(batch.num_rows, KEPT.field(name).type) for name in ("pii", *SCORES)}
+        columns |= {name: pa.array(values[here], from_pandas=True) for name, values in scores.items()}
+        if config.enabled and config.pii in ("flag", "redact"):
+            columns |= _marked(batch, redact=config.pii == "redact")
+        rows = pa.RecordBatch.from_arrays([columns[name] for name in KEPT.names], schema=KEPT)
+        kept = pa.array(masks[here] == 0)
+        earned = [_names(mask) for mask in masks[here][masks[here] != 0]]
+        rejected = [*rows.filter(pc.invert(kept)).columns, pa.array([names[0] for names in earned], pa.string())]
+        rejected.append(pa.array(earned, REJECTED.field("reasons").type))
+        yield rows.filter(kept), pa.RecordBatch.from_arrays(rejected, schema=REJECTED)
         done += batch.num_rows
 
 

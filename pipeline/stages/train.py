@@ -81,7 +81,7 @@ class Prepared(NamedTuple):
 
 def sft(job: Job) -> Prepared:
     """Sequence-level distillation (Kim & Rush, 2016): the teacher's answers are the targets. TRL's SFTTrainer."""
-    args = arguments("sft", job)
+    args = arguments(job)
     train, validation = _tokenized(job, args)
     data = {"train_dataset": _dataset(train.rows), "eval_dataset": _dataset(validation.rows)}
     return Prepared(_made(_trainer(args), job, args, **data), _counts(train))
@@ -90,7 +90,7 @@ def sft(job: Job) -> Prepared:
 def logits(job: Job) -> Prepared:
     """The teacher's probabilities beside its answers; see pipeline/soft_targets.py."""
     settings = job.config.logits
-    args = arguments("sft", job)
+    args = arguments(job)
     if args.packing or args.padding_free or not args.completion_only_loss or args.label_smoothing_factor:
         raise UserError(
             "train.method: logits needs one row after another and the loss on the answers: take packing, padding_free, "
@@ -125,7 +125,7 @@ def on_policy(job: Job) -> Prepared:
     from trl import DistillationTrainer
 
     assert job.teacher
-    args = arguments("on_policy", job)
+    args = arguments(job)
     limit = min(_context(job.student, job.tokenizer), local.context_length(job.teacher)) - args.max_completion_length
     train, dropped = _prompts(job, job.train_rows, limit)
     validation, _ = _prompts(job, job.validation_rows, limit)
@@ -196,7 +196,7 @@ def fit(
         if config.early_stopping:
             stopping = config.early_stopping
             trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
-        by_time = "save_strategy" not in _settings(config) and not config.early_stopping
+        by_time = "save_strategy" not in getattr(config, _section(config)) and not config.early_stopping
         trainer.add_callback(_watch(log, out / "metrics.jsonl", by_time, trainer.accelerator))
         with trainer.accelerator.main_process_first():
             resume = last_checkpoint(checkpoints)
@@ -312,21 +312,22 @@ def _four_bits() -> Any:
     )
 
 
-def _settings(config: Train) -> Mapping[str, Any]:
-    """What the recipe says to TRL."""
-    return config.on_policy if config.method == "on_policy" else config.sft
+def _section(config: Train) -> str:
+    """The field of the recipe that goes to TRL."""
+    return "on_policy" if config.method == "on_policy" else "sft"
 
 
-def arguments(section: str, job: Job) -> Any:
-    """trl.SFTConfig, or trl.DistillationConfig for the section on_policy: defaults for this machine, the recipe's
+def arguments(job: Job) -> Any:
+    """trl.SFTConfig, or trl.DistillationConfig for the method on_policy: defaults for this machine, the recipe's
     settings on top. Raises UserError for an unknown or owned key."""
     _quiet_libraries()
     import dataclasses
 
     import trl
 
+    section = _section(job.config)
     made = trl.DistillationConfig if section == "on_policy" else trl.SFTConfig
-    given = job.config.on_policy if section == "on_policy" else job.config.sft
+    given: Mapping[str, Any] = getattr(job.config, section)
     known = {field.name for field in dataclasses.fields(made) if field.init}
     for key in given:
         place = f"train.{section}.{key}"
@@ -359,12 +360,9 @@ def arguments(section: str, job: Job) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # renamed settings, still TRL's own defaults
             owned = {"output_dir": str(job.checkpoints), "seed": job.seed, "data_seed": job.seed}
-            args = made(**{**defaults, **given, **owned})
+            return made(**{**defaults, **given, **owned})
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"train.{section}: trl.{made.__name__} refuses these settings: {error}") from error
-    if not job.validation_rows:
-        args.eval_strategy = type(args.eval_strategy)("no")
-    return args
 
 
 def _made(trainer: Any, job: Job, args: Any, **data: Any) -> Any:
@@ -379,9 +377,7 @@ def _made(trainer: Any, job: Job, args: Any, **data: Any) -> Any:
     except RuntimeError as error:
         if "requires" not in str(error) or "install" not in str(error):
             raise
-        raise UserError(
-            f"train.{'on_policy' if job.config.method == 'on_policy' else 'sft'}.report_to: {error}"
-        ) from error
+        raise UserError(f"train.{_section(job.config)}.report_to: {error}") from error
 
 
 def _dataset(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]] | None = None) -> Any:
@@ -681,8 +677,8 @@ def student_seed(recipe: Recipe) -> int:
     return recipe.seed if recipe.train.seed is None else recipe.train.seed
 
 
-def open_student(recipe: Recipe) -> tuple[Any, Any]:
-    """The student of a recipe as it is before training: model and tokenizer."""
+def open_student(recipe: Recipe, *, quantize: str | None = None) -> tuple[Any, Any]:
+    """The student of a recipe as it is before training: model and tokenizer. `quantize`: as of `load_student`."""
     config = recipe.train
     return load_student(
         config.student,
@@ -690,6 +686,7 @@ def open_student(recipe: Recipe) -> tuple[Any, Any]:
         student_seed(recipe),
         template=config.chat_template,
         trust_remote_code=config.trust_remote_code,
+        quantize=quantize,
     )
 
 
@@ -801,14 +798,7 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
         done = work / "summary.json"
         if not done.is_file():
             rows = _read(table)
-            model, tokenizer = load_student(
-                config.student,
-                tokenizer_folder(recipe),
-                seed,
-                template=config.chat_template,
-                trust_remote_code=config.trust_remote_code,
-                quantize=config.quantize,
-            )
+            model, tokenizer = open_student(recipe, quantize=config.quantize)
             if name == "student" and not isinstance(config.student, str) and _rank() == 0:
                 model.save_pretrained(work / "untrained")  # what trl_sft.yaml begins with
                 tokenizer.save_pretrained(work / "untrained")

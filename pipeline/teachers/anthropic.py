@@ -17,7 +17,6 @@ from pipeline.records import Message
 PATH = "/v1/messages"
 KEY_ENV = "ANTHROPIC_API_KEY"
 SAMPLES_AT_ONCE = 1
-HOSTED = True
 TERMS = (
     "Anthropic's terms do not allow using its output to train competing models",
     "https://www.anthropic.com/legal/commercial-terms",

@@ -18,7 +18,6 @@ from pipeline.records import Message
 PATH = "/chat/completions"
 KEY_ENV = "OPENAI_API_KEY"
 SAMPLES_AT_ONCE = 8  # `n`
-HOSTED = True
 TERMS = (
     "OpenAI's terms do not allow using its output to develop models that compete with OpenAI",
     "https://openai.com/policies/row-terms-of-use/",

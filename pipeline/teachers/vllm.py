@@ -30,7 +30,6 @@ __all__ = ["connect", "limits", "parse", "request", "serve", "wire"]
 
 KEY_ENV = None
 SAMPLES_AT_ONCE = 16
-HOSTED = False
 
 # generation_config.json of a model is applied where a request is silent, so a request is never silent.
 NEUTRAL = {

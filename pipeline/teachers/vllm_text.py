@@ -19,7 +19,6 @@ __all__ = ["connect", "limits", "parse", "request", "serve", "wire"]
 PATH = "/completions"
 KEY_ENV = None
 SAMPLES_AT_ONCE = 16
-HOSTED = False
 
 
 def wire(request: dict[str, Any], n: int, seed: int) -> bytes:

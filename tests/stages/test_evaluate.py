@@ -114,7 +114,7 @@ def compared(**right: list[bool]) -> dict:
     rows = {}
     for name, marks in right.items():
         answers = [{"text": f"gold {n}" if mark else "no", "output_tokens": 2} for n, mark in enumerate(marks)]
-        rows[name] = evaluate.judge(name, asked, answers, nats[name])
+        rows[name] = evaluate.mark(name, asked, answers, nats[name])
     return evaluate.compare(asked, rows, nats, 500, 0)
 
 

@@ -200,7 +200,7 @@ def test_wrong_lora_settings_are_named(tmp_path: Path) -> None:
 
 
 def test_nothing_is_reported_anywhere_by_default(tmp_path: Path) -> None:
-    args = arguments("sft", Job(None, None, [], [], Train(), None, [], 0, tmp_path))
+    args = arguments(Job(None, None, [], [], Train(), None, [], 0, tmp_path))
     assert (
         args.report_to in ("none", [])
         and not args.push_to_hub

@@ -1,7 +1,6 @@
 """The method magpie on a real, tiny model, and on a server that speaks vLLM's text completions."""
 
 import json
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,6 @@ from pipeline.stages import generate
 from pipeline.teachers import vllm_text
 from pipeline.teachers.local import encode, user_opening
 from teacher_server import running
-
-
-@pytest.fixture(scope="module")
-def folder(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with random weights that ends its turn soon: one token in 25 is an end of turn."""
-    copied = shutil.copytree(untrained, tmp_path_factory.mktemp("magpie") / "model")
-    size = json.loads((copied / "config.json").read_text())["vocab_size"]
-    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, size, 25))}))
-    return copied
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +51,10 @@ def stored() -> int:
         return db.execute("SELECT count(*) FROM bodies").fetchone()[0]
 
 
-def test_the_opening_is_what_comes_before_the_users_text(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_the_opening_is_what_comes_before_the_users_text(eager: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(eager)
     for system in (None, "Be short."):
-        opening = user_opening(str(folder), system)
+        opening = user_opening(str(eager), system)
         chat = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": "Who?"}]
         text = tokenizer.apply_chat_template(chat, tokenize=False)
         assert text.startswith(opening + "Who?") and ("Be short." in opening) == bool(system)
@@ -74,10 +64,10 @@ def test_the_opening_is_what_comes_before_the_users_text(folder: Path) -> None:
         assert ids and whole[: len(ids)] == ids
 
 
-def test_a_local_model_writes_prompts_and_none_twice(folder: Path, tmp_path: Path) -> None:
+def test_a_local_model_writes_prompts_and_none_twice(eager: Path, tmp_path: Path) -> None:
     # Named, for the seeds are drawn from the name, and the folder's is another in every run of the tests.
-    recipe = recipe_of({"provider": "local", "model": str(folder), "name": "tiny", "batch_size": 4}, system=None)
-    assert folder in generate.sources(recipe).values()
+    recipe = recipe_of({"provider": "local", "model": str(eager), "name": "tiny", "batch_size": 4}, system=None)
+    assert eager in generate.sources(recipe).values()
     rows, counts = make(recipe, tmp_path / "run/one")
     assert len(rows) == 8 or "magpie has no more than" in counts["note"]
     assert len({row["messages"][0]["content"] for row in rows}) == len(rows) > 2
@@ -85,15 +75,15 @@ def test_a_local_model_writes_prompts_and_none_twice(folder: Path, tmp_path: Pat
     assert make(recipe, tmp_path / "run/two")[0] == rows and stored() == before
 
 
-def test_a_vllm_server_is_asked_to_go_on_with_the_opening(folder: Path, tmp_path: Path) -> None:
+def test_a_vllm_server_is_asked_to_go_on_with_the_opening(eager: Path, tmp_path: Path) -> None:
     with running() as server:
-        recipe = recipe_of({"provider": "vllm", "model": str(folder), "base_url": server.url})
+        recipe = recipe_of({"provider": "vllm", "model": str(eager), "base_url": server.url})
         rows, counts = make(recipe, tmp_path / "run/one")
         assert len(rows) == 8 and "note" not in counts
         asked = server.stats()["requests"]
         assert asked == 8 and server.stats()["repeats"] == 0
         system = (paths.prompts_folder("star_trek") / "teacher_system.jinja").read_text().strip()
-        opening = user_opening(str(folder), system)
+        opening = user_opening(str(eager), system)
         assert all(row["messages"][0]["content"].startswith(f"After {len(opening)} ") for row in rows)
         # Four more: those there are come from the store.
         more, _ = make(recipe_of(recipe.collect.teachers[0].model_dump(exclude_none=True), 12), tmp_path / "run/two")
