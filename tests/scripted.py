@@ -29,7 +29,8 @@ class _Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def scripted(say: Callable[[str], str], latency_s: float = 0.0) -> Iterator[Scripted]:
-    """Serve OpenAI's chat completions until the end of the block; `n` answers are all the same but for their number."""
+    """Serve OpenAI's chat completions until the end of the block; `n` answers are the same but for a letter (a number
+    would not be grounded in a passage)."""
     asked: Counter[bytes] = Counter()
     lock, flying, most = threading.Lock(), [0], [0]
 
@@ -51,7 +52,10 @@ def scripted(say: Callable[[str], str], latency_s: float = 0.0) -> Iterator[Scri
                 {
                     "index": i,
                     "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": text if n == 1 else f"{text} No. {i} of {n}."},
+                    "message": {
+                        "role": "assistant",
+                        "content": text if n == 1 else f"{text} So much for {chr(97 + i)}.",
+                    },
                 }
                 for i in range(n)
             ]

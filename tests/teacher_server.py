@@ -42,6 +42,7 @@ settings: dict[str, Any] = {
     "queue_rows": None,  # OpenAI: a batch fails that would make the unfinished ones have more rows together
     "polls": 2,  # how often a batch is asked for before it has ended
     "completion_tokens": 10,
+    "silent_share": 0.0,  # of the samples that say nothing, by their seed (sample i of `n` has the i-th)
     "judge": None,  # a verdict instead of an echo: "worth" goes by "(worth N)" in the answers, "first" takes answer A
 }
 arrivals: deque[float] = deque()  # of the last 60 s
@@ -76,13 +77,20 @@ def answer(body: bytes, path: str) -> dict[str, Any]:
         "choices": [
             {
                 "index": i, "finish_reason": "stop",
-                "message": {"role": "assistant", "content": text if n == 1 else f"{text} #{i}"},
+                "message": {"role": "assistant", "content": said(request, i, text if n == 1 else f"{text} #{i}")},
                 "logprobs": logprobs if request.get("logprobs") else None,
             }
             for i in range(n)
         ],
         "usage": {"prompt_tokens": len(body) // 4, "completion_tokens": used * n},
     }  # fmt: skip
+
+
+def said(request: dict[str, Any], sample: int, text: str) -> str:
+    """The text, or nothing."""
+    seeded = f"{request.get('seed', 0) + sample} {request['messages'][-1]['content']}"
+    draw = int.from_bytes(hashlib.blake2b(seeded.encode(), digest_size=4).digest()) / 2**32
+    return "" if draw < settings["silent_share"] else text
 
 
 def continuation(request: dict[str, Any], body: bytes) -> dict[str, Any]:

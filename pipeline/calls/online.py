@@ -5,14 +5,14 @@ ends as an answer in the store or as a fault with a reason. Knows no vendor.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.calls import transport
 from pipeline.calls.budget import Budget, Rates, cost
 from pipeline.calls.pace import Gate, backoff, retry_after
-from pipeline.calls.reply import Parsed, Problem
+from pipeline.calls.reply import Parsed, Problem, unanswered
 from pipeline.calls.store import Fault, GroupCommit, Intent, Received, Settle, Sql, new_id
 from pipeline.calls.transport import Endpoint, Lost
 from pipeline.errors import StopRun
@@ -29,7 +29,9 @@ class Call(NamedTuple):
     body: bytes  # wire JSON
     tokens: int  # counted against tokens_per_minute: the input and the most it may answer
     usd: float  # the most it can cost; 0 where no price is known
-    rest: Callable[[int], list["Call"]]  # rest(n): the calls for the samples after the first n
+    again: Callable[[Sequence[int], int, int], list["Call"]]
+    """again(places, together, shift): the calls for some of its samples, at most so many in one, with other seeds by
+    `shift`: what was sampled with the same seed may say the same."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Asking:
     async def _answer(self, call: Call) -> None:
         """See one call through to an answer, a fault, or the end of the run."""
         begun: float | None = None
-        attempts = billed = 0
+        attempts = billed = empty = 0
         while not self.halt:
             if not await self.budget.reserve(call.usd):
                 detail = f"not asked: the budget of {self.budget.limit:g} US dollars was used up"
@@ -125,11 +127,11 @@ class Asking:
                 self.gate.went_well()
                 self._answered += 1
                 self._last_answer = time.monotonic()
-                missing = len(call.keys) - len(outcome.replies)
-                self.advance(len(call.keys) - max(0, missing))
-                if missing > 0:  # the server does not know `n`
-                    for other in call.rest(len(outcome.replies)):
-                        await self._answer(other)
+                # The server does not know `n`, or one of the samples says nothing.
+                missing = unanswered(outcome, len(call.keys))
+                self.advance(len(call.keys) - len(missing))
+                for other in call.again(missing, 1, 0):
+                    await self._answer(other)
                 return
             if outcome.kind == "stop":
                 self._stop(outcome.detail)
@@ -153,6 +155,9 @@ class Asking:
                 if outcome.reason != "empty" and (not self._answered or silent):
                     self._stop(f"no answer after {attempts} attempts: {outcome.reason}: {outcome.detail}")
                 return
+            if outcome.reason == "empty":
+                empty += 1
+                (call,) = call.again(range(len(call.keys)), len(call.keys), empty)
             await asyncio.sleep(delay)
 
     async def _send(self, call: Call, attempts: int) -> tuple[Parsed | Problem, float, float | None]:
@@ -209,8 +214,8 @@ class Asking:
                 for key in call.keys:
                     self.commits.add(unbind(key, intent))
             return outcome, call.usd, None
-        for key in call.keys[len(outcome.replies) :]:
-            self.commits.add(unbind(key, intent))
+        for choice in unanswered(outcome, len(call.keys)):
+            self.commits.add(unbind(call.keys[choice], intent))
         if line.rates is None or outcome.usage is None:
             return outcome, call.usd, None
         usd = cost(line.rates, outcome.usage)

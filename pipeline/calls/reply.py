@@ -31,7 +31,7 @@ class Usage(NamedTuple):
 class Parsed(NamedTuple):
     """A body with answers."""
 
-    replies: list[Reply]
+    replies: Sequence[Reply | None]  # None: no answer among others that are; asked again alone
     usage: Usage | None  # None where the server does not say
 
 
@@ -48,6 +48,12 @@ class Problem(NamedTuple):
     detail: str  # what the provider said
     may_be_billed: bool = False
     throttled: bool = False  # the provider asks for fewer requests
+
+
+def unanswered(parsed: Parsed, n: int) -> list[int]:
+    """Which of the n samples that were asked for a body does not have."""
+    there = len(parsed.replies)
+    return [choice for choice in range(n) if choice >= there or parsed.replies[choice] is None]
 
 
 def mend(text: str) -> str:
@@ -69,7 +75,7 @@ def output_shares(parsed: Parsed) -> Sequence[int | None]:
     logprobs for each token, else shared out evenly."""
     if parsed.usage is None:
         return [None] * len(parsed.replies)
-    counts = [len(reply.logprobs or ()) for reply in parsed.replies]
+    counts = [len(reply.logprobs or ()) if reply else 0 for reply in parsed.replies]
     if len(counts) > 1 and sum(counts) == parsed.usage.output_tokens:
         return counts
     return shares(parsed.usage.output_tokens, len(parsed.replies))

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from pipeline import artifacts, documents, paths, templates
 from pipeline.calls.batch import BatchAsking, BatchLine
 from pipeline.calls.budget import BATCH_SHARE, Budget, Rates, cost, worst_case
 from pipeline.calls.online import Asking, Call, Line, settle_cost, unbind
-from pipeline.calls.reply import Parsed, Problem, Reply, Usage, mend, output_shares, shares
+from pipeline.calls.reply import Parsed, Problem, Reply, Usage, mend, output_shares, shares, unanswered
 from pipeline.calls.store import Answer, GroupCommit, Received, Store, new_id, request_key
 from pipeline.calls.transport import Endpoint
 from pipeline.domain import read_domain
@@ -273,7 +273,7 @@ def missing(source: Source, asks: list[Ask], store: Store) -> tuple[list[Ask], l
         if isinstance(outcome, Problem):
             usable = outcome.kind == "final"
         else:
-            usable = answer.choice < len(outcome.replies)
+            usable = answer.choice not in unanswered(outcome, answer.choice + 1)
             if answer.rates and outcome.usage and cost(answer.rates, outcome.usage) != answer.usd:
                 mends.append(settle_cost(answer.body_id, cost(answer.rates, outcome.usage)))
         if not usable:
@@ -282,8 +282,8 @@ def missing(source: Source, asks: list[Ask], store: Store) -> tuple[list[Ask], l
     return lacking, mends
 
 
-def calls_of(source: Source, asks: list[Ask], rates: Rates | None, together: int) -> list[Call]:
-    """The requests for `asks`, up to `together` samples of a prompt in each."""
+def calls_of(source: Source, asks: list[Ask], rates: Rates | None, together: int, shift: int = 0) -> list[Call]:
+    """The requests for `asks`, up to `together` samples of a prompt in each, with other seeds by `shift`."""
     module, made, start = provider(source.teacher), [], 0
     while start < len(asks):
         end = start + 1
@@ -291,15 +291,15 @@ def calls_of(source: Source, asks: list[Ask], rates: Rates | None, together: int
             end += 1
         some = asks[start:end]
         request, n = some[0].request, len(some)
-        body = module.wire(request, n, seed_of(some[0]))
+        body = module.wire(request, n, seed_of(some[0]) + shift)
         limit = next(request[name] for name in ("max_completion_tokens", "max_tokens") if name in request)
         usd = worst_case(rates, body, len(request["messages"]), limit, n) if rates else 0.0
         tokens = len(body) // CHARACTERS_A_TOKEN + limit * n
 
-        def rest(came: int, some: list[Ask] = some) -> list[Call]:
-            return calls_of(source, some[came:], rates, 1)
+        def again(places: Sequence[int], together: int, more: int, some: list[Ask] = some) -> list[Call]:
+            return calls_of(source, [some[place] for place in places], rates, together, more)
 
-        made.append(Call(tuple(ask.key for ask in some), body, tokens, usd, rest))
+        made.append(Call(tuple(ask.key for ask in some), body, tokens, usd, again))
         start = end
     return made
 
@@ -517,6 +517,7 @@ def ask_over_http(
 def completion(ask: Ask, source: Source, answer: Answer, parsed: Parsed) -> Row:
     """A row of completions. What one request for several samples used is shared out among them."""
     reply, n, usage = parsed.replies[answer.choice], len(parsed.replies), parsed.usage
+    assert reply
     usd = cost(answer.rates, usage) if answer.rates and usage else answer.usd
     return {
         "id": ask.id,

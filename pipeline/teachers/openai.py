@@ -93,18 +93,19 @@ def parse(status: int, body: bytes) -> Parsed | Problem:
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices:
         return bad_body("no choices", body)
-    replies = []
+    replies: list[Reply | None] = []
     for index, choice in enumerate(sorted(choices, key=_index)):
         reply = _reply(choice, index)
         if isinstance(reply, str):
-            kind = "empty" if reply == "empty" else "bad_body"
-            return bad_body(reply, body)._replace(reason=kind)
+            return bad_body(reply, body)
         replies.append(reply)
+    if not any(replies):
+        return bad_body("empty", body)._replace(reason="empty")
     return Parsed(replies, _usage(data.get("usage")))
 
 
-def _reply(choice: Any, index: int) -> Reply | str:
-    """One choice, or what is wrong with it."""
+def _reply(choice: Any, index: int) -> Reply | str | None:
+    """One choice, None if it says nothing, or what is wrong with it."""
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         return "a choice without a message"
@@ -122,7 +123,7 @@ def _reply(choice: Any, index: int) -> Reply | str:
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     finish = "refusal" if refusal else FINISH[reason]
     if not text and not refusal and finish == "stop":
-        return "empty"
+        return None
     logprobs = choice.get("logprobs")
     entries = _logprobs(logprobs.get("content")) if isinstance(logprobs, dict) else None
     return Reply(refusal or text or "", finish, reasoning if isinstance(reasoning, str) else None, entries)

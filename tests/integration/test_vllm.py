@@ -84,7 +84,16 @@ def test_collect_starts_a_server_asks_it_and_stops_it(environment, tmp_path, mon
         {
             "domain": "d",
             "collect": {
-                "teachers": [{"provider": "vllm", "model": str(tmp_path / "model"), "name": "tiny", "serve": serve}],
+                # At least one token each: one that says nothing would be asked again.
+                "teachers": [
+                    {
+                        "provider": "vllm",
+                        "model": str(tmp_path / "model"),
+                        "name": "tiny",
+                        "serve": serve,
+                        "extra": {"min_tokens": 1},
+                    }
+                ],
                 "samples": 3,
                 "sampling": {"max_tokens": 8, "logprobs": True},
                 "timeout_s": 300,

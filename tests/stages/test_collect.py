@@ -110,6 +110,33 @@ def test_a_server_that_does_not_know_n(folder):
     assert len(answered) == 30 and not failed
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_sample_that_says_nothing_is_asked_again_alone_and_with_another_seed(folder, samples):
+    prompts = write_prompts(folder / "prompts.parquet", 60)
+    with running(silent_share=0.3) as server:
+        wanted = recipe(server.url, provider="vllm", samples=samples)
+        counts, answered, failed = run(wanted, prompts)
+        # A seed in three says nothing, whatever was asked before; of five in a row next to none.
+        assert not failed and len(answered) == 60 * samples
+        asked = counts["usage"]["requests_sent"]
+        assert asked < 60 * samples * 1.7  # no sample that said something was asked again
+        assert samples == 4 or server.stats()["repeats"] == 0  # (sample 0 of `n` has the seed of the request alone)
+        counts, same, _ = run(wanted, prompts, "another")
+        assert same == answered and counts["usage"]["requests_sent"] == 0
+        assert sum(row["input_tokens"] for row in answered) > 0
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_teacher_that_never_says_anything_is_asked_five_times(folder, monkeypatch, samples):
+    monkeypatch.setattr(online, "backoff", lambda attempts: 0.0)
+    prompts = write_prompts(folder / "prompts.parquet", 3)
+    with running(silent_share=1.0) as server:
+        counts, answered, failed = run(recipe(server.url, provider="vllm", samples=samples), prompts)
+        assert not answered and counts["reasons"] == {"empty": 3 * samples}
+        assert {row["attempts"] for row in failed} == {5}
+        assert server.stats()["requests"] == 15 and server.stats()["repeats"] == 0
+
+
 def test_teachers_by_weight_and_all_of_them(folder):
     prompts = write_prompts(folder / "prompts.parquet", 200)
     with running() as one, running() as two:
