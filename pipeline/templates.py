@@ -99,17 +99,13 @@ def fill(template: Template, **variables: Any) -> str:
     except UndefinedError as error:
         raise RecipeError(f"{where(template.name, _line_of(error))}: {error.message}.") from None
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise RecipeError(f"{where(template.name, _line_of(error))}: cannot be filled in: {error}.") from None
+        problem = str(error).rstrip(".")
+        raise RecipeError(f"{where(template.name, _line_of(error))}: cannot be filled in: {problem}.") from None
 
 
 def render(template: Path | str, **variables: Any) -> str:
     """`load` and `fill` in one: the text of a template (a path, or the template's own text)."""
     return fill(load(template), **variables)
-
-
-def variables_of(template: Path | str) -> list[str]:
-    """The names that a template needs, in the order of their first use."""
-    return list(load(template).variables)
 
 
 def find_template(folder: Path, name: str) -> Path:
