@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,14 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A table as record batches of at most ROW_GROUP rows, one in memory at a time."""
+    """A table as record batches of at most ROW_GROUP rows; one is read while the caller is at work on the one before."""
     # pre_buffer would hold the compressed bytes of the whole file.
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        yield from file.iter_batches(batch_size=ROW_GROUP, columns=columns)
+    with pq.ParquetFile(path, pre_buffer=False) as file, ThreadPoolExecutor(1) as reader:
+        batches = file.iter_batches(batch_size=ROW_GROUP, columns=columns)
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 def read_texts(path: Path, columns: list[str] | None = None, mend: str = "Make it again.") -> Iterator[pa.RecordBatch]:
