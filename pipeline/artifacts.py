@@ -143,7 +143,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A table as record batches of at most ROW_GROUP rows; one is read while the caller is at work on the one before."""
+    """A table as record batches of at most ROW_GROUP rows; the next is read while the caller works on one."""
     # pre_buffer would hold the compressed bytes of the whole file.
     with pq.ParquetFile(path, pre_buffer=False) as file, ThreadPoolExecutor(1) as reader:
         batches = file.iter_batches(batch_size=ROW_GROUP, columns=columns)
