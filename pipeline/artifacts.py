@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import UserError
 from pipeline.records import Row
 
 ROW_GROUP = 16_384
@@ -141,9 +143,39 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A table as record batches of at most ROW_GROUP rows, one in memory at a time."""
-    with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=ROW_GROUP, columns=columns)
+    """A table as record batches of at most ROW_GROUP rows; the next is read while the caller works on one."""
+    # pre_buffer would hold the compressed bytes of the whole file.
+    with pq.ParquetFile(path, pre_buffer=False) as file, ThreadPoolExecutor(1) as reader:
+        batches = file.iter_batches(batch_size=ROW_GROUP, columns=columns)
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
+
+
+def read_texts(path: Path, columns: list[str] | None = None, mend: str = "Make it again.") -> Iterator[pa.RecordBatch]:
+    """`read_batches` for columns of text: Arrow reads bytes that are no UTF-8 without a word, and later steps would
+    stumble over them. Raises UserError, which names the row and ends with `mend`, what to do about it."""
+    done = 0
+    for batch in read_batches(path, columns):
+        if _damage(batch):
+            for row in range(batch.num_rows):
+                if said := _damage(batch.take(pa.array([row]))):
+                    raise UserError(f"{path}: row {done + row + 1:,} is damaged ({said}). {mend}")
+        yield batch
+        done += batch.num_rows
+
+
+def _damage(batch: pa.RecordBatch) -> str | None:
+    """What makes a batch invalid, None if nothing does."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        # "In column 1: Invalid: List child array invalid: ...: Invalid UTF8 sequence at string index 0"
+        column, _, reason = str(error).removeprefix("In column ").partition(": ")
+        reason = reason.rpartition("Invalid: ")[2].partition(" at string index")[0]
+        return f"{batch.schema.names[int(column)]}: {reason}" if column.isdigit() else str(error)
+    return None
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row]:

@@ -17,6 +17,7 @@ takes seconds, for large ones.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,9 +166,9 @@ def runs(texts: pa.Array, table: NDArray[np.uint32], size: int) -> tuple[Bits, R
     return _shingles(_words(texts, table), size)
 
 
-def buckets(keys: NDArray[np.uint32], alive: Rows) -> tuple[Rows, Rows]:
+def buckets(keys: Iterable[NDArray[np.uint32]], alive: Rows) -> tuple[Rows, Rows]:
     """The buckets in which at least two of the rows `alive` meet: (members, starts), bucket i holding the rows
-    members[starts[i]:starts[i + 1]] in ascending order."""
+    members[starts[i]:starts[i + 1]] in ascending order. `keys`: of each band, all rows'."""
     members, sizes = [], []
     for band in keys:
         # Key and row in one number: sorting it is several times faster than sorting an index by key.

@@ -183,9 +183,9 @@ def _kept(recipe: Recipe, parts: list[pa.Table], scratch: Path) -> Counter[str]:
     filtered, deduped = _empty(scratch / "filter"), _empty(scratch / "dedupe")
     try:
         filter.run(recipe, filter.sources(recipe) | {"completions": completions}, filtered)
+        dedupe.run(recipe, dedupe.sources(recipe) | {"kept": filtered / "kept.parquet"}, deduped)
     except UserError:
-        return Counter()  # it keeps none; the stage itself will say why, with the answers at hand
-    dedupe.run(recipe, dedupe.sources(recipe) | {"kept": filtered / "kept.parquet"}, deduped)
+        return Counter()  # one keeps none; the stage itself will say why, with the answers at hand
     return Counter(read_table(deduped / "kept.parquet", ["prompt_id"])["prompt_id"].to_pylist())
 
 

@@ -98,7 +98,7 @@ def contaminated(path: Path, index: overlap.Index, items: list[overlap.Item]) ->
     compiled = text_bytes(path, columns) >= near.COMPILE_BYTES
     begin = 0
     with progress("assemble: comparing with held-out questions", artifacts.count_rows(path), "rows") as advance:
-        for batch in artifacts.read_batches(path, ["id", *columns]):
+        for batch in artifacts.read_texts(path, ["id", *columns]):
             # A completion that failed may have no text; its prompt counts all the same.
             batch = batch.set_column(2, "text", batch.column("text").fill_null(""))
             for hit in overlap.find(index, texts_of(batch, columns), compiled):
@@ -182,7 +182,7 @@ def similar_prompts(paths: list[Path], wanted: set[str] | None = None) -> dict[s
     chunks: list[pa.Array] = []
     seen: set[str] = set()
     for path in paths:
-        for batch in artifacts.read_batches(path, ["id", "prompt_id", "messages"]):
+        for batch in artifacts.read_texts(path, ["id", "prompt_id", "messages"]):
             new = []
             for row, name in enumerate(batch.column("prompt_id").to_pylist()):
                 if name not in seen and (wanted is None or name in wanted):

@@ -18,13 +18,15 @@ come before all others and are not written.
 
 With `semantic`, rows that are left repeat each other if the vectors that a model makes of their texts are similar.
 
-The table is read three times and never held: what is remembered are 128 bits of fingerprint and the band keys of each
-row, and the shingles of rows that met another one in a bucket, at most SHINGLES_AT_ONCE of them at a time; with
-`semantic`, the vectors of the rows that are left.
+The table is read three times and never held. What is remembered of a row are numbers: its fingerprint, word count,
+place in the order, verdict. The band keys of all rows, and the shingles of those that met another one in a bucket, lie
+in files beside the result, and are read one band and at most SHINGLES_AT_ONCE shingles at a time. With `semantic`, the
+vectors of the rows that are left are held.
 """
 
 import itertools
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,18 +43,22 @@ from pipeline.progress import progress
 from pipeline.recipe import Dedupe, Recipe
 from pipeline.records import DUPLICATES, KEPT, Row
 
-VERSION = 1
+VERSION = 2
 SECTIONS = ("dedupe",)
 READS = {"kept": "filter"}
 
-SHINGLES_AT_ONCE = 64 << 20
+SHINGLES_AT_ONCE = 16 << 20
 """Shingles (8 bytes each) of candidates in memory at a time; a group that has more than these is still done whole."""
 
 REASONS = ("exact", "near", "semantic")
+EXACT, NEAR, SEMANTIC = range(3)
 """Why a row repeats another one: the same words in the same order, similar sets of shingles, similar meaning."""
 
 QUALITIES = ("score", "reward", "agreement")
 """Columns that make a row of a group the best, the first one first: filter's judge, its reward model, agreement."""
+
+REMAKE = "Make the table again with --from filter."
+"""What to do about a table that is damaged."""
 
 COMPARED = {"pair": ("messages", "text"), "prompt": ("messages",), "completion": ("text",)}
 """dedupe.on -> the columns that are compared."""
@@ -65,12 +71,20 @@ class Tables(NamedTuple):
     against: Path | None = None
 
 
+class Choice(NamedTuple):
+    """What becomes of each of n rows of the tables."""
+
+    leader: Rows  # (n,) the row that this one repeats, -1 for a row that is kept
+    similarity: NDArray[np.float64]  # (n,) Jaccard similarity to it, cosine if that is the reason; 1.0 for a kept row
+    reason: NDArray[np.int8]  # (n,) place in REASONS, 0 as well for a row that is kept
+
+
 class Verdict(NamedTuple):
     """What becomes of each of n rows of the table."""
 
     leader: pa.Array  # (n,) id of the row that this one repeats, null for a row that is kept
-    similarity: NDArray[np.float64]  # (n,) Jaccard similarity to it; cosine if that is the reason
-    reason: NDArray[np.int8]  # (n,) place in REASONS, 0 as well for a row that is kept
+    similarity: NDArray[np.float64]  # as of Choice
+    reason: NDArray[np.int8]
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
@@ -105,37 +119,35 @@ def texts_of(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
     return texts
 
 
-def find_duplicates(tables: Tables, section: Dedupe) -> Verdict:
-    """Say which rows of a table repeat which."""
+def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
+    """Say which rows of a table repeat which. `scratch`: an empty folder for files that are read once."""
     on, threshold = section.on, section.near.threshold if section.near else None
     columns = COMPARED[on]
     compiled = sum(text_bytes(path, columns) for path in tables if path) >= near.COMPILE_BYTES
     cut = near.scheme(threshold) if threshold is not None else near.Scheme(0, 1)
-    sketches, ids = [], []
+    prints, counts = [], []
     total = artifacts.count_rows(tables.own)
     with progress("dedupe: reading", total, "rows") as advance:
         for batch in _batches(tables, ["id", *columns]):
-            sketches.append(near.sketch(texts_of(batch, columns), cut, compiled))
-            ids.append(batch.column("id"))
+            sketch = near.sketch(texts_of(batch, columns), cut, compiled)
+            prints.append(sketch.fingerprints)
+            counts.append(sketch.words.astype(np.int32))
+            for band, keys in enumerate(sketch.keys):
+                _append(scratch / f"band{band}", keys)
             advance(batch.num_rows)
-    fingerprints = np.concatenate([part.fingerprints for part in sketches])
-    words = np.concatenate([part.words for part in sketches])
-    keys = np.empty((cut.bands, len(words)), np.uint32)
-    end = len(words)
-    while sketches:  # from the last to the first, giving their memory back on the way
-        part = sketches.pop()
-        keys[:, end - len(part.words) : end] = part.keys
-        end -= len(part.words)
-    names = pa.chunked_array(ids)
+    words = np.concatenate(counts)
     there = len(words) - total  # rows of the data set that exists already
-    qualities = [quality(tables.own, name) for name in QUALITIES]
-    order = np.append(np.arange(there), there + best_first(names[there:], *qualities))
+    ids = artifacts.read_table(tables.own, ["id"]).column("id")
+    order = np.append(np.arange(there), there + best_first(ids, *(quality(tables.own, name) for name in QUALITIES)))
+    del ids, counts
 
-    leader = _exact(fingerprints, order) if section.exact else np.full(len(words), -1, np.int64)
+    leader = _exact(np.concatenate(prints), order) if section.exact else np.full(len(words), -1, np.int64)
+    del prints
     is_exact = leader >= 0
     similarity = np.ones(len(words))
     if threshold is not None:
-        found, similar = _near(tables, columns, words, keys, ~is_exact, order, there, threshold, compiled)
+        keys = (np.fromfile(scratch / f"band{band}", np.uint32) for band in range(cut.bands))
+        found, similar = _near(tables, columns, words, keys, ~is_exact, order, there, threshold, compiled, scratch)
         # A row whose exact copy repeats a third row repeats that one too, and just as nearly.
         copies = np.flatnonzero(is_exact)
         moved = copies[found[leader[copies]] >= 0]
@@ -145,27 +157,64 @@ def find_duplicates(tables: Tables, section: Dedupe) -> Verdict:
         found[copies] = leader[copies]
         found[moved] = found[leader[moved]]
         leader = found
-    reason = np.where(is_exact, 0, leader >= 0).astype(np.int8)
+    reason = np.where(is_exact, EXACT, np.where(leader >= 0, NEAR, 0)).astype(np.int8)
     if section.semantic:
-        from pipeline import semantic
-
-        # Of the rows that are still there, the best first; those of the other data set stay.
-        left = order[leader[order] < 0]
-        model, wanted = semantic.load(section.semantic.model), COMPARED[section.semantic.on or on]
-        ascending = np.sort(left)
-        vectors = _vectors(tables, wanted, ascending, model)[np.searchsorted(ascending, left)]
-        found, cosine = semantic.choose(vectors, int((left < there).sum()), section.semantic.threshold)
-        dropped = found >= 0
-        leader[left[dropped]], similarity[left[dropped]] = left[found[dropped]], cosine[dropped]
-        reason[left[dropped]] = REASONS.index("semantic")
-        # What repeated a row that is dropped now repeats that row's leader, by the same reason and with its similarity:
-        # a near copy is not compared with that leader itself.
-        moved = np.flatnonzero((leader >= 0) & (leader[leader] >= 0))
-        similarity[moved], reason[moved] = similarity[leader[moved]], reason[leader[moved]]
-        leader[moved] = leader[leader[moved]]
+        _semantic(tables, section, order, there, Choice(leader, similarity, reason))
     leader = leader[there:]
-    of = names.take(pa.array(leader, mask=leader < 0)).combine_chunks()
-    return Verdict(of, similarity[there:], reason[there:])
+    return Verdict(_ids(tables, leader), similarity[there:], reason[there:])
+
+
+def _append(path: Path, values: NDArray[Any]) -> None:
+    with path.open("ab") as file:
+        file.write(np.ascontiguousarray(values).data)
+
+
+def _ids(tables: Tables, rows: Rows) -> pa.Array:
+    """The ids of some rows of the tables, null for -1."""
+    wanted = np.unique(rows[rows >= 0])
+    found: list[pa.Array] = [pa.array([], pa.string())]
+    begin = 0
+    for batch in _batches(tables, ["id"]):
+        first, last = np.searchsorted(wanted, [begin, begin + batch.num_rows])
+        found.append(batch.column("id").take(pa.array(wanted[first:last] - begin)))
+        begin += batch.num_rows
+    return pa.concat_arrays(found).take(pa.array(np.searchsorted(wanted, rows), mask=rows < 0))
+
+
+def _semantic(tables: Tables, section: Dedupe, order: Rows, there: int, choice: Choice) -> None:
+    """Look for rows that say the same among those that are kept so far, and change `choice` where there are any.
+
+    What repeats a row that is dropped now is then homeless. An exact copy of it says what it says, and repeats what it
+    repeats; a near copy is compared by meaning itself, after all others, and is kept if it is like none that is kept.
+    """
+    from pipeline import semantic
+
+    if not section.semantic:
+        return
+    leader, similarity, reason = choice
+    columns, threshold = COMPARED[section.semantic.on or section.on], section.semantic.threshold
+    model = semantic.load(section.semantic.model)
+    rows = order[leader[order] < 0]  # the best first; those of the other data set stay
+    vectors = _vectors(tables, columns, rows, model)
+    found, cosine = semantic.choose(vectors, int((rows < there).sum()), threshold)
+    dropped = found >= 0
+    leader[rows[dropped]], similarity[rows[dropped]] = rows[found[dropped]], cosine[dropped]
+    reason[rows[dropped]] = SEMANTIC
+
+    homeless = (leader >= 0) & (leader[leader] >= 0)
+    near_copies = order[(homeless & (reason == NEAR))[order]]
+    copies = np.flatnonzero(homeless & (reason == EXACT))
+    similarity[copies], reason[copies] = similarity[leader[copies]], SEMANTIC
+    leader[copies] = leader[leader[copies]]
+    if len(near_copies):
+        rows, vectors = rows[~dropped], vectors[~dropped]
+        fixed = len(rows)
+        rows = np.append(rows, near_copies)
+        vectors = np.concatenate([vectors, _vectors(tables, columns, near_copies, model)])
+        found, cosine = semantic.choose(vectors, fixed, threshold)
+        found, cosine = found[fixed:], cosine[fixed:]
+        leader[near_copies] = np.where(found >= 0, rows[found], -1)
+        similarity[near_copies], reason[near_copies] = cosine, np.where(found >= 0, SEMANTIC, 0)
 
 
 def quality(path: Path, column: str) -> NDArray[np.float64]:
@@ -179,18 +228,18 @@ def quality(path: Path, column: str) -> NDArray[np.float64]:
 
 def best_first(ids: pa.ChunkedArray, *qualities: NDArray[np.float64]) -> Rows:
     """Row numbers, the best first: by the first of the qualities, equals by the next one, and at last by id."""
-    flat = ids.combine_chunks()
-    sorted_already = pc.all(pc.less_equal(flat[:-1], flat[1:])).as_py() is not False
-    order = np.arange(len(flat)) if sorted_already else pc.sort_indices(flat).to_numpy()
+    sorted_already = pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() is not False
+    order = np.arange(len(ids)) if sorted_already else pc.sort_indices(ids).to_numpy()
     for values in reversed(qualities):
         order = order[np.argsort(-values[order], kind="stable")]
     return order.astype(np.int64)
 
 
-def _vectors(tables: Tables, columns: tuple[str, ...], rows: Rows, model: Any) -> Any:
-    """(rows, dimensions) unit vectors of some rows (ascending) of the tables."""
+def _vectors(tables: Tables, columns: tuple[str, ...], wanted: Rows, model: Any) -> Any:
+    """(rows, dimensions) unit vectors of some rows of the tables."""
     from pipeline.semantic import embed
 
+    rows = np.sort(wanted)
     found, begin = [], 0
     with progress("dedupe: embedding", len(rows), "rows") as advance:
         for batch in _batches(tables, ["id", *columns]):
@@ -200,33 +249,44 @@ def _vectors(tables: Tables, columns: tuple[str, ...], rows: Rows, model: Any) -
                 found.append(embed(model, texts))
                 advance(int(last - first))
             begin += batch.num_rows
-    return np.concatenate(found)
+    return np.concatenate(found)[np.searchsorted(rows, wanted)]
 
 
 def _exact(fingerprints: near.Bits, order: Rows) -> Rows:
     """For each row the best row with the same fingerprint, -1 for the best one itself."""
+    leader = np.full(len(order), -1, np.int64)
+    # By half of the fingerprint first, which leaves few rows to sort by all of it.
+    rows = np.argsort(fingerprints[:, 0])
+    half = fingerprints[rows, 0]
+    same = half[1:] == half[:-1]
+    meets = np.zeros(len(rows), bool)
+    meets[1:] |= same
+    meets[:-1] |= same
+    rows = rows[meets]
+    if not len(rows):
+        return leader
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    by_print = np.lexsort((rank, fingerprints[:, 1], fingerprints[:, 0]))
-    ordered = fingerprints[by_print]
-    first = np.ones(len(order), bool)
+    rows = rows[np.lexsort((rank[rows], fingerprints[rows, 1], fingerprints[rows, 0]))]
+    ordered = fingerprints[rows]
+    first = np.ones(len(rows), bool)
     first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    best = by_print[np.flatnonzero(first)][np.cumsum(first) - 1]
-    leader = np.full(len(order), -1, np.int64)
-    leader[by_print[~first]] = best[~first]
+    best = rows[np.flatnonzero(first)][np.cumsum(first) - 1]
+    leader[rows[~first]] = best[~first]
     return leader
 
 
 def _near(
     tables: Tables,
     columns: tuple[str, ...],
-    words: Rows,
-    keys: NDArray[np.uint32],
+    words: NDArray[np.int32],
+    keys: Iterable[NDArray[np.uint32]],
     alive: NDArray[np.bool_],
     order: Rows,
     there: int,
     threshold: float,
     compiled: bool,
+    scratch: Path,
 ) -> tuple[Rows, NDArray[np.float64]]:
     """(leader or -1, similarity) of each row, looking at the rows `alive` only; the first `there` rows stay."""
     leader, similarity = np.full(len(order), -1, np.int64), np.ones(len(order))
@@ -242,17 +302,18 @@ def _near(
     # Rows that no chain of buckets connects have nothing to do with each other: as many groups at a time as fit.
     (group,) = near.loop(near.components, compiled, len(rows), members, starts)
     share = _shares(group, words[rows])
+    _write_sets(tables, columns, rows, share, compiled, scratch)
     sizes = np.diff(starts)
     bucket_share = share[members[starts[:-1]]]
     with progress("dedupe: comparing", len(rows), "candidates") as advance:
-        for number in np.unique(share):
+        for number in range(int(share.max()) + 1):
             chosen = np.flatnonzero(share == number)
             local = np.full(len(rows), -1, np.int64)
             local[chosen] = np.arange(len(chosen))
-            sets = _read_sets(tables, columns, rows[chosen], words, compiled)
+            sets = _read_sets(scratch / f"sets{number}")
             answers = near.Sets(np.empty(0, np.uint64), np.empty(0, np.int64))
             if len(columns) > 1:
-                answers = _read_sets(tables, columns[-1:], rows[chosen], words, compiled)
+                answers = _read_sets(scratch / f"answers{number}")
             local_starts = np.append(0, np.cumsum(sizes[bucket_share == number]))
             found, similar = near.loop(
                 near.choose,
@@ -272,27 +333,43 @@ def _near(
     return leader, similarity
 
 
-def _shares(group: Rows, words: Rows) -> Rows:
-    """Number the candidates' groups off into shares of about SHINGLES_AT_ONCE shingles."""
+def _shares(group: Rows, words: NDArray[np.int32]) -> Rows:
+    """Number the candidates' groups off into shares 0, 1 .. of about SHINGLES_AT_ONCE shingles."""
     names, which = np.unique(group, return_inverse=True)
     weight = np.bincount(which, weights=words + 1, minlength=len(names)).astype(np.int64)
-    return ((np.cumsum(weight) - weight) // SHINGLES_AT_ONCE)[which]
+    number = (np.cumsum(weight) - weight) // SHINGLES_AT_ONCE
+    return np.unique(number, return_inverse=True)[1][which]
 
 
-def _read_sets(tables: Tables, columns: tuple[str, ...], rows: Rows, words: Rows, compiled: bool) -> near.Sets:
-    """The sets of shingles of some rows (ascending) of the tables."""
-    values = np.empty(int((words[rows] + 1).sum()), np.uint64)  # at most a shingle a word, at least one
-    starts = np.zeros(len(rows) + 1, np.int64)
+def _write_sets(
+    tables: Tables, columns: tuple[str, ...], rows: Rows, share: Rows, compiled: bool, scratch: Path
+) -> None:
+    """Write the sets of shingles of some rows (ascending) of the tables into files that _read_sets reads, one for each
+    share; and where prompt and answer are compared, those of the answers alone into others."""
     begin = 0
     for batch in _batches(tables, ["id", *columns]):
         first, last = np.searchsorted(rows, [begin, begin + batch.num_rows])
         if last > first:
-            texts = texts_of(batch.take(pa.array(rows[first:last] - begin)), columns)
-            sets = near.shingle_sets(texts, compiled=compiled)
-            starts[first + 1 : last + 1] = starts[first] + sets.starts[1:]
-            values[starts[first] : starts[last]] = sets.values
+            of = share[first:last]
+            by_share = np.argsort(of, kind="stable")
+            taken = batch.take(pa.array(rows[first:last][by_share] - begin))
+            parts, starts = np.unique(of[by_share], return_index=True)
+            ends = np.append(starts[1:], last - first)
+            for name, read in (("sets", columns), ("answers", columns[1:])):
+                if not read:
+                    continue
+                sets = near.shingle_sets(texts_of(taken, read), compiled=compiled)
+                for number, a, b in zip(parts, starts, ends, strict=True):
+                    path = scratch / f"{name}{number}"
+                    _append(path, sets.values[sets.starts[a] : sets.starts[b]])
+                    _append(path.with_suffix(".sizes"), np.diff(sets.starts[a : b + 1]))
         begin += batch.num_rows
-    return near.Sets(values, starts)
+
+
+def _read_sets(path: Path) -> near.Sets:
+    """The sets of one share."""
+    sizes = np.fromfile(path.with_suffix(".sizes"), np.int64)
+    return near.Sets(np.fromfile(path, np.uint64), np.append(0, np.cumsum(sizes)))
 
 
 def text_bytes(path: Path, columns: tuple[str, ...]) -> int:
@@ -310,10 +387,21 @@ def text_bytes(path: Path, columns: tuple[str, ...]) -> int:
 
 
 def _batches(tables: Tables, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Columns (of id, messages, text) of the data set that exists already, then of the table."""
+    """Columns (id, and what else is needed of messages and text) of the data set that exists already, then of the
+    table."""
     if tables.against:
-        yield from _existing(tables.against, columns)
-    yield from artifacts.read_batches(tables.own, columns)
+        yield from _named(tables.against, _existing(tables.against, columns))
+    yield from _named(tables.own, artifacts.read_texts(tables.own, columns, REMAKE))
+
+
+def _named(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    done = 0
+    for batch in batches:
+        if batch.column("id").null_count:
+            row = done + pc.index(pc.is_null(batch.column("id")), True).as_py() + 1
+            raise UserError(f"{path}: row {row:,} has no id. Every row needs one.")
+        yield batch
+        done += batch.num_rows
 
 
 def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -326,7 +414,7 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         except pa.ArrowException as error:
             raise UserError(f"dedupe.against: {path} cannot be read as Parquet ({error}).") from None
         if names.issuperset(columns):
-            for batch in artifacts.read_batches(path, columns):
+            for batch in artifacts.read_texts(path, columns, "Name another file in dedupe.against."):
                 yield batch.cast(schema)
             return
     objects = questions.read_objects(path)
@@ -335,7 +423,7 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _existing_row(path: Path, line: int, row: Row, columns: list[str]) -> Row:
-    found: Row = {"id": str(row.get("id") or where(path.name, line))}
+    found: Row = {"id": str(row.get("id") or where(path.name, line)).encode("utf-8", "replace").decode()}
     if "messages" in columns:
         found["messages"] = list(questions.prompt_messages(path, line, row))
     if "text" in columns:
@@ -346,7 +434,7 @@ def _existing_row(path: Path, line: int, row: Row, columns: list[str]) -> Row:
         if not isinstance(answer, str):
             place = where(path, line, "completion")
             raise RecipeError(f"{place}: expected a text, or messages that end with the assistant's.")
-        found["text"] = answer
+        found["text"] = answer.encode("utf-8", "replace").decode()
     return found
 
 
@@ -354,7 +442,7 @@ def _split(path: Path, verdict: Verdict) -> Iterator[list[pa.RecordBatch]]:
     """The table's batches, each as the part that is kept and the part that is not."""
     reasons = pa.array(REASONS)
     begin = 0
-    for batch in artifacts.read_batches(path, KEPT.names):
+    for batch in artifacts.read_texts(path, KEPT.names, REMAKE):
         batch = batch.select(KEPT.names)  # the file's columns may be in another order
         here = slice(begin, begin + batch.num_rows)
         leader = verdict.leader[here]
@@ -388,20 +476,30 @@ def check(path: Path, schema: pa.Schema, writer: str) -> None:
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write kept.parquet and duplicates.parquet; return the counts.
 
-    Raises UserError if the table lacks a column, has no rows, or has a null text.
+    Raises UserError if the table lacks a column, has no rows, has a row without id or text or bytes that are no text,
+    or if none of its rows is left.
     """
     path = inputs["kept"]
     section = recipe.dedupe
     check(path, KEPT, "filter")
-    verdict = find_duplicates(Tables(path, section.against), section)
+    with tempfile.TemporaryDirectory(prefix=".scratch", dir=out) as scratch:
+        verdict = find_duplicates(Tables(path, section.against), section, Path(scratch))
+    dropped = verdict.leader.is_valid().to_numpy(zero_copy_only=False)
+    counts = np.bincount(verdict.reason[dropped], minlength=len(REASONS))
+    looked_for = REASONS if section.semantic else REASONS[:SEMANTIC]
+    reasons = {name: int(rows) for name, rows in zip(looked_for, counts, strict=False)}
+    if dropped.all():  # of a group within the table one is kept
+        said = ", ".join(f"{name} {rows:,}" for name, rows in reasons.items() if rows)
+        raise UserError(
+            f"dedupe: none of the {len(dropped):,} rows is left ({said}): all repeat rows of {section.against}. Name "
+            "another data set in dedupe.against, or none; or ask the teacher for something else."
+        )
     targets = [(out / "kept.parquet", KEPT), (out / "duplicates.parquet", DUPLICATES)]
-    kept, dropped = artifacts.write_tables(targets, _split(path, verdict))
-    counts = np.bincount(verdict.reason[verdict.leader.is_valid().to_numpy(zero_copy_only=False)], minlength=3)
-    looked_for = REASONS if section.semantic else REASONS[:2]
+    written = artifacts.write_tables(targets, _split(path, verdict))
     return {
-        "rows_in": artifacts.count_rows(path),
-        "outcomes": {"kept": kept, "duplicate": dropped},
-        "reasons": {name: int(rows) for name, rows in zip(looked_for, counts, strict=False)},
+        "rows_in": len(dropped),
+        "outcomes": dict(zip(("kept", "duplicate"), written, strict=True)),
+        "reasons": reasons,
     }
 
 

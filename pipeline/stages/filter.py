@@ -336,17 +336,7 @@ def _check(source: Path) -> int:
 
 def _batches(source: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Batches whose text is text. Raises UserError where bytes that are not UTF-8 were put into a column of text."""
-    done = 0
-    for batch in artifacts.read_batches(source, columns):
-        try:
-            batch.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise UserError(
-                f"{source}: damaged between rows {done + 1:,} and {done + batch.num_rows:,}: {error}. Make the table "
-                "again with --from collect."
-            ) from None
-        yield batch
-        done += batch.num_rows
+    return artifacts.read_texts(source, columns, "Make the table again with --from collect.")
 
 
 def _names(mask: np.uint64) -> list[str]:

@@ -193,7 +193,8 @@ def test_against_a_data_set_that_exists_already(tmp_path: Path) -> None:
     assert dropped.reason.tolist() == ["exact", "exact", "exact", "near"]
     # A table of another run, and a trainer's Parquet.
     artifacts.write_table(tmp_path / "run.parquet", KEPT, rows)
-    assert len(run(tmp_path, rows, against=tmp_path / "run.parquet")[1]) == 0
+    with pytest.raises(UserError, match=r"none of the 5 rows is left \(exact 5\): all repeat rows of .*run.parquet"):
+        run(tmp_path, rows, against=tmp_path / "run.parquet")
     pa_rows = [{"prompt": "Who?", "completion": "Spock"}]
     pq.write_table(pa.Table.from_pylist(pa_rows), tmp_path / "plain.parquet")
     assert run(tmp_path, rows, against=tmp_path / "plain.parquet")[2].id.tolist().count("000002") == 1
@@ -204,15 +205,43 @@ def test_against_a_data_set_that_exists_already(tmp_path: Path) -> None:
         run(tmp_path, rows, against=path)
 
 
-def test_broken_utf8_and_one_huge_row_are_rows_like_others(tmp_path: Path) -> None:
+def test_one_huge_row_is_a_row_like_others(tmp_path: Path) -> None:
     rows = [row(0, "p", "x" * 10_000_000), row(1, "p", "x" * 10_000_000), row(2, "p", "text")]
-    artifacts.write_table(tmp_path / "input.parquet", KEPT, rows)
-    table = pq.read_table(tmp_path / "input.parquet")
-    broken = pa.StringArray.from_buffers(3, *pa.array([b"\xff\xfe a", b"\xff\xfe A", b"\xff a"]).buffers()[1:])
-    pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", broken), tmp_path / "broken.parquet")
     assert len(run(tmp_path, rows)[1]) == 2
-    counts = dedupe.run(recipe(), {"kept": tmp_path / "broken.parquet"}, tmp_path)
-    assert counts["outcomes"] == {"kept": 2, "duplicate": 1}
+
+
+def raw(values: list[bytes]) -> pa.Array:
+    """A string array of any bytes, as a careless writer may have made it."""
+    offsets = np.append(0, np.cumsum([len(value) for value in values])).astype(np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(values)))
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([row(n, "p", f"text {n}") for n in range(3)], schema=KEPT)
+    broken = raw([b"a", b"\xff\xfe b", b"c"])
+    roles, contents = pa.array(["user"] * 3), raw([b"a", b"b", b"\xed\xa0\x80"])
+    turns = pa.StructArray.from_arrays([roles, contents], ["role", "content"])
+    path = tmp_path / "broken.parquet"
+    for name, column, said in (
+        ("text", broken, r"row 2 is damaged \(text: Invalid UTF8"),
+        ("messages", pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), turns), r"row 3 .*\(messages: Inv"),
+        ("teacher", broken, r"row 2 is damaged \(teacher: Invalid UTF8"),  # not compared, but written again
+        ("id", broken, r"row 2 is damaged \(id: Invalid UTF8"),
+    ):
+        pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), path)
+        with pytest.raises(UserError, match=f"broken.parquet: {said}.*--from filter"):
+            dedupe.run(recipe(), {"kept": path}, tmp_path)
+    # A data set to compare with, as a table of ours and as a trainer's; and half a surrogate pair in JSONL.
+    rows = [row(0, "p", "other")]
+    pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", broken), path)
+    with pytest.raises(UserError, match=r"row 2 is damaged .* Name another file in dedupe.against"):
+        run(tmp_path, rows, against=path)
+    pq.write_table(pa.table({"prompt": ["p"] * 3, "completion": broken}), path)
+    with pytest.raises(RecipeError, match=r"broken.parquet.*cannot be read as a data set"):
+        run(tmp_path, rows, against=path)
+    (tmp_path / "old.jsonl").write_text('{"id": "\\udc80", "prompt": "p", "completion": "half \\ud800"}\n')
+    _, _, dropped = run(tmp_path, [*rows, row(1, "p", "half ?")], against=tmp_path / "old.jsonl")
+    assert dropped.duplicate_of.tolist() == ["?"]
 
 
 def test_bad_tables_get_a_clear_message(tmp_path: Path) -> None:
@@ -221,6 +250,10 @@ def test_bad_tables_get_a_clear_message(tmp_path: Path) -> None:
     nobody = row(1, "p", "a") | {"messages": None}
     with pytest.raises(UserError, match="row 000001: messages or text is null"):
         run(tmp_path, [row(0, "p", "a"), nobody])
+    with pytest.raises(UserError, match="row 000001: messages or text is null"):
+        run(tmp_path, [row(0, "p", "a"), row(1, "p", "a") | {"messages": [{"role": "user", "content": None}]}])
+    with pytest.raises(UserError, match="input.parquet: row 2 has no id"):
+        run(tmp_path, [row(0, "p", "a"), row(1, "p", "a") | {"id": None}])
     with pytest.raises(UserError, match="has no rows"):
         run(tmp_path, [])
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "thin.parquet")
@@ -299,6 +332,23 @@ def test_rows_that_say_the_same_in_other_words(tmp_path: Path, static_model: Pat
     dropped = run(tmp_path, rows, against=against, **section)[2]
     assert dropped[dropped.id == "000001"].duplicate_of.tolist() == ["old"]
     assert dedupe.sources(recipe(**section)) == {"semantic": static_model}
+
+
+def test_a_near_copy_of_a_row_that_is_dropped_for_its_meaning_is_compared_itself(
+    tmp_path: Path, static_model: Path
+) -> None:
+    first = "the big ship " + "zz " * 30  # of the zz the model knows nothing
+    copy, other = f"{first} the big", f"{first} fast fast fast fast fast fast fast"
+    rows = [row(0, "?", f"vessel large the {'zz ' * 30}", 1.0)]
+    rows += [row(n + 1, "?", text, 0.9 - n / 10) for n, text in enumerate([first, copy, other, f"{other} fast"])]
+    section: dict[str, Any] = {"on": "completion", "near": {"threshold": 0.2}}
+    assert run(tmp_path, rows, **section)[1].id.tolist() == ["000000", "000001"]
+    _, kept, dropped = run(tmp_path, rows, semantic={"model": str(static_model)}, **section)
+    # 1 says what 0 says; of its near copies 2 does so too, 3 does not and is kept, and 4 repeats 3.
+    assert kept.id.tolist() == ["000000", "000003"]
+    assert dropped.duplicate_of.tolist() == ["000000", "000000", "000003"]
+    assert dropped.reason.tolist() == ["semantic"] * 3
+    assert dropped.similarity.tolist() == [1.0, 0.96225, 0.99957]  # each its own
 
 
 @settings(deadline=None, max_examples=60)
