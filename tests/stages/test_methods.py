@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import checkpoints
 from pipeline.errors import UserError
 from pipeline.recipe import Train
 from pipeline.stages import train
@@ -109,7 +110,7 @@ def test_every_token_stored_is_the_whole_distribution(tmp_path: Path, teacher: L
 
 def stopped_and_resumed(folder: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
     """An unbroken training and one that was interrupted at step 5 end in the same bytes."""
-    monkeypatch.setattr(train, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", 0.0)
     trained(folder / "whole", config, **more)
 
     def stop(event: Any) -> None:
