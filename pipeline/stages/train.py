@@ -163,7 +163,7 @@ def fit(
     validated = bool(validation_rows)
     args = trl_settings.arguments(config, seed=seed, checkpoints=checkpoints, validated=validated)
     job = Job(student, tokenizer, train_rows, validation_rows, config, args, teacher, system)
-    parameters = sum(weight.numel() for weight in student.parameters())
+    parameters = student.num_parameters()  # not the sum over tensors: two weights of 4 bits are one number there
     with _memory_errors():
         trainer, counts = METHODS[config.method](job)
         # Without tqdm the Trainer prints its logs; `log` is the only voice here.
@@ -239,7 +239,7 @@ def load_student(
     """The model and tokenizer of `train.student`: a folder or hub id, or a mapping of a transformers config
     (model_type, hidden_size, ...) for a randomly initialised student that shares the teacher's tokenizer.
 
-    template: train.chat_template; quantize: 4bit, on a CUDA GPU. Raises UserError if they cannot be had.
+    template: train.chat_template; quantize: 4bit, on the GPU if there is one. Raises UserError if they cannot be had.
     """
     from pipeline.teachers.embedded import random_student
 
@@ -274,10 +274,8 @@ def _four_bits() -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
-    if not torch.cuda.is_available():
-        raise UserError(
-            "train.quantize: 4bit needs an NVIDIA GPU, and there is none here. Remove it; lora goes without."
-        )
+    if torch.backends.mps.is_available():
+        raise UserError("train.quantize: 4bit is for NVIDIA GPUs and CPUs. Remove it; lora goes without.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("train.quantize: 4bit needs bitsandbytes: pip install 'seqkd[qlora]'")
     return BitsAndBytesConfig(
@@ -294,13 +292,20 @@ def _made(trainer: Any, job: Job, **data: Any) -> Any:
         job.args.eval_strategy = type(job.args.eval_strategy)("no")
     peft = {"peft_config": trl_settings.lora_config(job.config.lora)}
     try:
-        return trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
+        made = trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
     except (ValueError, ImportError) as error:
         raise UserError(f"train: TRL refuses these settings: {error}") from error
     except RuntimeError as error:
         if "requires" not in str(error) or "install" not in str(error):
             raise
         raise UserError(f"train.{trl_settings.section(job.config)}.report_to: {error}") from error
+    if job.config.quantize:
+        # TRL makes the adapter bfloat16, and peft reads one from a checkpoint as float32: a resumed training would be
+        # another one.
+        for weight in made.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    return made
 
 
 def _dataset(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]] | None = None) -> Any:
