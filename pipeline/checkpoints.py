@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import artifacts, processes
 
 SAVE_EVERY_S = 30.0  # a killed training loses at most about this much work
-_COMPLETE = "complete.json"  # name of each file -> its digest
+_COMPLETE = "complete.json"  # path of each file -> its digest
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -58,7 +58,9 @@ def saving(by_time: bool, accelerator: Any) -> Any:
 
 def _seal(checkpoint: Path) -> None:
     artifacts.sync_tree(checkpoint)
-    files = {path.name: artifacts.file_digest(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    # Sharded weights (FSDP, DeepSpeed) lie in folders of their own.
+    found = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
+    files = {name: artifacts.file_digest(path) for name, path in sorted(found.items())}
     partial = checkpoint / (_COMPLETE + ".partial")
     artifacts.write_json(partial, files)
     partial.rename(checkpoint / _COMPLETE)

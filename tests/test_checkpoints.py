@@ -56,8 +56,14 @@ def test_the_newest_whole_one_counts_and_the_others_are_removed(tmp_path: Path) 
         folder.mkdir()
         (folder / "optimizer.pt").write_bytes(b"%d" % step)
         if step < 100:
-            checkpoints._seal(folder)
+            checkpoints._seal(folder)  # a kill came before it was written for the newest
     (tmp_path / "checkpoint-best").mkdir()
+    sharded = tmp_path / "checkpoint-20" / "optimizer_0"  # as FSDP writes it
+    sharded.mkdir(parents=True)
+    (sharded / "__0_0.distcp").write_bytes(b"whole")
+    checkpoints._seal(sharded.parent)
+    assert last_checkpoint(tmp_path) == sharded.parent
+    (sharded / "__0_0.distcp").write_bytes(b"hole")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"  # by number, not by name
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10", "checkpoint-best"}
 

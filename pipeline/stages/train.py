@@ -208,10 +208,24 @@ def _save(trainer: Any, job: Job, out: Path) -> None:
     if job.config.quantize:
         model = _merged_at_full_precision(model, job, out.parent / "adapter")
     elif job.config.lora:
-        model = model.merge_and_unload()
+        model = (_whole(model, job, state) if state else model).merge_and_unload()
+        state = None
+    elif state:
+        state = {name: weight for name, weight in state.items() if name not in model.all_tied_weights_keys}
     model.generation_config.do_sample = False
     model.save_pretrained(out, safe_serialization=True, **({"state_dict": state} if state else {}))
     job.tokenizer.save_pretrained(out)
+
+
+def _whole(model: Any, job: Job, state: Mapping[str, Any]) -> Any:
+    """A LoRA model with the gathered weights `state`: the trained one has a part of each, which cannot be merged."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_config(job.student.config, trust_remote_code=job.config.trust_remote_code)
+    whole = get_peft_model(base, model.peft_config[model.active_adapter])
+    whole.load_state_dict(state)
+    return whole
 
 
 def _merged_at_full_precision(model: Any, job: Job, adapter: Path) -> Any:
