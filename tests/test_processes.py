@@ -21,8 +21,10 @@ def test_two_processes_train_as_one_does(finished_copy: Path) -> None:
     # Two halves of each batch: the same batches as one process has.
     sets = ["train.sft.per_device_train_batch_size=8", "train.sft.max_steps=100", "train.baselines=[]"]
     stage = ["-m", "pipeline.stages.train", "tiny.yaml", *(word for one in sets for word in ("--set", one))]
-    launch = ["accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # accelerate starts one process alone on CPUs, unless it takes them for GPUs.
+    machine = {"distributed_type": "MULTI_GPU", "use_cpu": True, "num_processes": 2, "num_machines": 1}
+    (finished_copy / "two.yaml").write_text(json.dumps(machine | {"mixed_precision": "no"}))
+    launch = ["accelerate", "launch", "--config_file", "two.yaml"]
     done = started([*launch, *stage, "--run", "tiny"], finished_copy)
     assert done.stderr.count("train: student of") + done.stdout.count("train: student of") == 1  # only one speaks
     assert losses(folder)[:3] == pytest.approx(before[:3], rel=1e-2)
