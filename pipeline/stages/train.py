@@ -308,6 +308,11 @@ def _made(trainer: Any, job: Job, **data: Any) -> Any:
     try:
         made = trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
     except (ValueError, ImportError) as error:
+        if job.config.lora and "target_modules" in str(error):
+            raise UserError(
+                f"train.lora: peft does not know the layers of a {job.student.config.model_type} model, or not these. "
+                f"Set train.lora.target_modules: all-linear, or name them. ({error})"
+            ) from error
         raise UserError(f"train: TRL refuses these settings: {error}") from error
     except RuntimeError as error:
         if "requires" not in str(error) or "install" not in str(error):

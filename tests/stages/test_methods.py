@@ -1,4 +1,4 @@
-"""train: methods beyond sft, rows that are too long, packing, early stopping, several processes, TRL's own command."""
+"""train: methods beyond sft, rows that are too long, packing, early stopping, what cannot be done."""
 
 import json
 from pathlib import Path
@@ -380,7 +380,7 @@ def test_families_train_save_reload_and_answer(tmp_path: Path, teacher: Loaded, 
     from pipeline.teachers.local import answer, load
 
     _, tokenizer = student()
-    for method in ("sft", "logits", "on_policy"):
+    for method in ("logits", "on_policy"):  # sft: test_families.py
         model, tokenizer = _random_model({"model_type": family, **FAMILIES[family]}, tokenizer, 0)
         settings = {"sft": {**FEW, "max_steps": 2}, "on_policy": {**ON_POLICY, "max_steps": 2}}
         folder = tmp_path / method
