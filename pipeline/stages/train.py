@@ -8,6 +8,7 @@ is for what.
 """
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -497,6 +498,7 @@ def _quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 VERSION = 2

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import checkpoints
 from pipeline.checkpoints import last_checkpoint
 from pipeline.errors import SeqkdError, UserError
 from pipeline.recipe import Train
@@ -176,3 +177,37 @@ def test_the_cheaper_loss_is_trls_loss(tmp_path: Path, monkeypatch: pytest.Monke
     theirs = run(tmp_path / "theirs", sft)
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
     assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-4)
+
+
+def test_a_loss_that_turns_bad_later_leaves_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", 0.0)
+    model, tokenizer = student()
+
+    def poison(event: Any) -> None:
+        if event["step"] == 12:
+            next(model.parameters()).data.fill_(float("nan"))
+
+    with pytest.raises(DivergedError, match="not finite any more at step 15. Lower train.sft.learning_rate"):
+        fit(
+            model,
+            tokenizer,
+            ROWS,
+            ROWS[:4],
+            Train(sft=SFT),
+            tmp_path / "out",
+            checkpoints=tmp_path / "checkpoints",
+            log=poison,
+        )
+    assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "checkpoint-10"
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
+def test_settings_for_a_gpu_go_through_on_a_cpu(unbroken: Any, tmp_path: Path, setting: str) -> None:
+    summary = run(tmp_path, {**SFT, setting: True, "use_cpu": True})
+    assert summary["train_loss"] == pytest.approx(unbroken[1]["train_loss"], rel=0.05)
+    # Activations that are computed a second time are the same; in bfloat16 they are not, but the weights stay float32.
+    assert (weights(tmp_path) == weights(unbroken[0])) == (setting == "gradient_checkpointing")
+    assert len(weights(tmp_path)) == len(weights(unbroken[0]))

@@ -149,7 +149,7 @@ def test_on_policy_brings_the_student_nearer_to_its_teacher(tmp_path: Path, teac
         ({"method": "on_policy"}, "nothing to train on: no prompt leaves room.*max_completion_length .512."),
         ({"method": "logits", "sft": {**FEW, "packing": True}}, "take packing"),
         ({"early_stopping": {}, "sft": {**FEW, "eval_steps": 0.3}}, "TRL refuses|refuses these settings"),
-        ({"sft": {**FEW, "report_to": "tensorboard"}}, "report_to: .*tensorboard"),
+        ({"sft": {**FEW, "report_to": "clearml"}}, "report_to: .*clearml"),
         ({"sft": {**FEW, "packing": True, "max_length": None}}, "TRL refuses these settings: .*max_length"),
     ],
 )

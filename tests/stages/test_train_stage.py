@@ -1,5 +1,6 @@
 """The stage train in a whole run: soft targets from what collect stored, the seeds of several students."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def test_the_other_methods_find_the_teacher(finished_copy: Path) -> None:
         more = "train.on_policy={max_steps: 2, max_completion_length: 6, per_device_train_batch_size: 4}"
         counts = train.run(recipe(f"train.method={method}", more), inputs(finished_copy), out)
         assert counts["training"]["student"]["steps"] in (2, 6) and (out / "student/model.safetensors").is_file()
+
+
+@pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")), reason="no TensorBoard here"
+)
+def test_tensorboard_files_outlive_the_checkpoints(finished_copy: Path) -> None:
+    out = finished_copy / "reported" / "out"
+    out.mkdir(parents=True)
+    train.run(recipe("train.sft.report_to=tensorboard"), inputs(finished_copy), out)
+    assert list((out.parent / "tensorboard" / "student").glob("events.out.tfevents.*"))
+    assert not list(out.rglob("events.out.tfevents.*"))
 
 
 def test_a_teacher_that_cannot_score_is_named(finished_copy: Path) -> None:
