@@ -181,3 +181,33 @@ def test_random_weights_from_a_config(tmp_path: Path) -> None:
     config = Train(student={"model_type": "qwen2", **SIZES}, sft=SFT)
     train.fit(model, tokenizer, ROWS, ROWS, config, tmp_path / "out", checkpoints=tmp_path / "checkpoints")
     same_when_loaded(model, tokenizer, tmp_path / "out")
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_students_own_runs_if_asked_and_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.teachers.local import load
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    base = folder_of("llama-3", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (base / "config.json").write_text(json.dumps(config | own))
+    (base / "own.py").write_text(OWN_CODE)
+    with pytest.raises(UserError, match="Python code of its own.*set trust_remote_code: true"):
+        train.load_student(str(base), None, 0)
+    model, tokenizer = train.load_student(str(base), None, 0, trust_remote_code=True)
+    assert type(model).__name__ == "OwnModel"
+    asked = Train(student=str(base), trust_remote_code=True, sft=SFT, lora={"r": 2, "target_modules": "all-linear"})
+    train.fit(model, tokenizer, ROWS, [], asked, tmp_path / "out", checkpoints=tmp_path / "checkpoints")
+    assert (tmp_path / "out" / "own.py").is_file()
+    assert type(load(tmp_path / "out", trust_remote_code=True).model).__name__ == "OwnModel"
