@@ -42,7 +42,7 @@ def saving(by_time: bool, accelerator: Any) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal saved
             # Only at steps that log: the running mean of the loss is not part of a checkpoint.
-            if by_time and control.should_log:
+            if by_time and control.should_log and not control.should_training_stop:
                 due = time.monotonic() - saved > SAVE_EVERY_S
                 if processes.from_first(due):
                     control.should_save = True
@@ -50,7 +50,8 @@ def saving(by_time: bool, accelerator: Any) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             accelerator.wait_for_everyone()  # each process writes the state of its own random generators
-            if accelerator.is_main_process:
+            # A training that is resumed at its end takes a step more (transformers 5.23), so that is no place to resume.
+            if accelerator.is_main_process and not control.should_training_stop:
                 _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Saving()

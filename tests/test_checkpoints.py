@@ -75,3 +75,19 @@ def test_a_recipe_decides_when_to_save_if_it_says_so(tmp_path: Path, monkeypatch
     assert made == {"checkpoint-8", "checkpoint-10"}  # the Trainer's own: every 4 steps, and at the end
     run(tmp_path / "never", {**SFT, "max_steps": 10, "save_strategy": "no"})
     assert last_checkpoint(tmp_path / "never/checkpoints") is None
+
+
+@pytest.mark.parametrize("sft", [SFT, {**SFT, "save_strategy": "steps", "save_steps": 5}])
+def test_a_kill_between_the_last_step_and_the_end_adds_no_step(
+    unbroken: bytes, tmp_path: Path, sft: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", 0.0)
+
+    def stop(event: Any) -> None:
+        if "eval_loss" in event:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, sft, log=stop)
+    summary = run(tmp_path, sft)
+    assert (summary["resumed_from"], summary["steps"]) == (25, 30) and weights(tmp_path) == unbroken

@@ -94,7 +94,7 @@ def test_fsdp_shards_and_the_student_is_whole(tmp_path: Path) -> None:
     (tmp_path / "sharded.py").write_text(SHARDED.format(tests=str(here), root=str(here.parent)))
     done = started(["accelerate", "launch", "--config_file", "fsdp.yaml", "sharded.py", str(tmp_path)], tmp_path)
     assert done.stdout.count("'resumed_from': 10") == 2 and done.stdout.count("'resumed_from': None") == 2
-    sealed = json.loads((tmp_path / "full/checkpoints/checkpoint-15/complete.json").read_text())
+    sealed = json.loads((tmp_path / "full/checkpoints/checkpoint-10/complete.json").read_text())
     assert {"optimizer_0/__0_0.distcp", "pytorch_model_fsdp_0/__1_0.distcp", "rng_state_1.pth"} <= sealed.keys()
     one = run(tmp_path / "one", {**SFT, "max_steps": 15})
     expected = load_file(tmp_path / "one/out/model.safetensors")

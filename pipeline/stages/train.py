@@ -167,6 +167,9 @@ def fit(
     parameters = student.num_parameters()  # not the sum over tensors: two weights of 4 bits are one number there
     with _memory_errors():
         trainer, counts = METHODS[config.method](job)
+        if trainer.is_deepspeed_enabled:  # or ZeRO-3 refuses to say its weights, when all the work is done
+            zero = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config.setdefault("zero_optimization", {})
+            zero["stage3_gather_16bit_weights_on_model_save"] = True
         # Without tqdm the Trainer prints its logs; `log` is the only voice here.
         trainer.remove_callback(PrinterCallback)
         if config.early_stopping:
