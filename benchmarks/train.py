@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from pipeline import trl_settings
 from pipeline.facts import Fact
 from pipeline.recipe import Embedded, Train
 from pipeline.stages import train
@@ -57,7 +58,7 @@ def by_hand(rows: list[dict[str, Any]], settings: dict[str, Any], folder: Path) 
         disable_tqdm=True,
         save_strategy="no",
         seed=0,
-        **train._for_this_machine(),
+        **trl_settings.for_this_machine(),
         **settings,
     )
     trainer = SFTTrainer(model, args, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)

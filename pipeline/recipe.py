@@ -555,7 +555,7 @@ class Train(Section):
     lora: dict[str, Any] | None = None
     """peft.LoraConfig fields; null trains all weights."""
     quantize: Literal["4bit"] | None = None
-    """4bit: QLoRA (Dettmers et al., 2023), the frozen weights in 4 bits; needs lora, a CUDA GPU and seqkd[qlora]."""
+    """4bit: QLoRA (Dettmers et al., 2023), the frozen weights in 4 bits; needs lora and seqkd[qlora]."""
     sft: dict[str, Any] = Field(default_factory=dict)
     """Passed to trl.SFTConfig as it is, for the methods sft and logits."""
     logits: Logits = Logits()

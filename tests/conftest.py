@@ -1,6 +1,7 @@
 """Settings for all tests: one OpenMP thread, no network, no key of the person who runs them."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,11 @@ def finished(tmp_path_factory) -> Path:
     done = seqkd("run", "tiny.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished working folder to change, and the current folder."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

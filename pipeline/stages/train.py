@@ -4,25 +4,23 @@ A method is a function that makes a trainer from a `Job` (student, teacher, rows
 else, from checkpoints to the saved folder, is the same for all of them and is in `fit`. docs/train.md says which method
 is for what.
 
-`accelerate launch -m pipeline.stages.train RECIPE --run NAME` trains with several processes: the first one works on the
-run as ever (lock, manifest, files), the others only train along.
+`accelerate launch -m pipeline.stages.train RECIPE --run NAME` trains with several processes: see pipeline/processes.py.
 """
 
 import json
+import logging
 import math
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from pipeline import artifacts, soft_targets
-from pipeline.errors import SeqkdError, UserError, nearest
+from pipeline import artifacts, processes, soft_targets, trl_settings
+from pipeline.checkpoints import last_checkpoint, saving
+from pipeline.errors import SeqkdError, UserError
 from pipeline.progress import progress
 from pipeline.recipe import Recipe, Train
 from pipeline.records import Message
@@ -31,27 +29,6 @@ from pipeline.teachers.local import Loaded
 from pipeline.tokens import IGNORED, Tokens, chat_template, tokenize
 
 Log = Callable[[Mapping[str, Any]], None]
-
-SAVE_EVERY_S = 30.0  # a killed training loses at most about this much work
-# What the run decides itself. TRL would prepare rows in another way for the others, or publish the model.
-OWNED = {
-    "output_dir": "the run decides where files go",
-    "seed": "set train.seed, or `seed` at the top of the recipe",
-    "data_seed": "set train.seed, or `seed` at the top of the recipe",
-    "resume_from_checkpoint": "a killed training resumes by itself",
-    "assistant_only_loss": "set train.loss_on: assistant, which needs no markers in the chat template",
-    "chat_template_path": "set train.chat_template, or put the template into the student's folder",
-    "eos_token": "set it in the student's tokenizer",
-    "dataset_kwargs": "the rows are tokenized before TRL gets them",
-    "dataset_num_proc": "the rows are tokenized before TRL gets them",
-    "model_init_kwargs": "the student is loaded before TRL gets it",
-    "teacher_model_name_or_path": "set train.teacher",
-    "teacher_model_init_kwargs": "the teacher is loaded before TRL gets it",
-    "push_to_hub": "publish the finished folder yourself, so that nothing leaves this machine by accident",
-    "remove_unused_columns": "the rows have no column that the trainer does not use",
-    "load_best_model_at_end": "set train.early_stopping",
-    "trust_remote_code": "set train.trust_remote_code",
-}
 
 
 class DivergedError(SeqkdError):
@@ -66,10 +43,9 @@ class Job(NamedTuple):
     train_rows: Sequence[Mapping[str, Any]]  # {"prompt": messages, "completion": messages}
     validation_rows: Sequence[Mapping[str, Any]]
     config: Train
+    args: Any  # trl.SFTConfig, or trl.DistillationConfig for on_policy
     teacher: Loaded | None  # where the method needs its probabilities
     system: Sequence[Message]  # what the teacher was told before each prompt: a system message, or nothing
-    seed: int
-    checkpoints: Path
 
 
 class Prepared(NamedTuple):
@@ -81,16 +57,14 @@ class Prepared(NamedTuple):
 
 def sft(job: Job) -> Prepared:
     """Sequence-level distillation (Kim & Rush, 2016): the teacher's answers are the targets. TRL's SFTTrainer."""
-    args = arguments(job)
-    train, validation = _tokenized(job, args)
+    train, validation = _tokenized(job)
     data = {"train_dataset": _dataset(train.rows), "eval_dataset": _dataset(validation.rows)}
-    return Prepared(_made(_trainer(args), job, args, **data), _counts(train))
+    return Prepared(_made(_trainer(job.args), job, **data), _counts(train))
 
 
 def logits(job: Job) -> Prepared:
     """The teacher's probabilities beside its answers; see pipeline/soft_targets.py."""
-    settings = job.config.logits
-    args = arguments(job)
+    settings, args = job.config.logits, job.args
     if args.packing or args.padding_free or not args.completion_only_loss or args.label_smoothing_factor:
         raise UserError(
             "train.method: logits needs one row after another and the loss on the answers: take packing, padding_free, "
@@ -98,7 +72,7 @@ def logits(job: Job) -> Prepared:
         )
     datasets: list[Any] = []
     counts: dict[str, int | None] = {}
-    for rows, tokens in zip((job.train_rows, job.validation_rows), _tokenized(job, args), strict=True):
+    for rows, tokens in zip((job.train_rows, job.validation_rows), _tokenized(job), strict=True):
         if not tokens.rows:
             datasets.append(None)
             continue
@@ -114,7 +88,7 @@ def logits(job: Job) -> Prepared:
     args.remove_unused_columns = False
     teacher = job.teacher.model.to(args.device) if job.teacher else None
     made = soft_targets.trainer_class(settings, teacher, soft_targets.real_vocabulary(job.tokenizer))
-    trainer = _made(made, job, args, train_dataset=datasets[0], eval_dataset=datasets[1])
+    trainer = _made(made, job, train_dataset=datasets[0], eval_dataset=datasets[1])
     trainer.data_collator = soft_targets.collator(trainer.data_collator, job.tokenizer.pad_token_id)
     return Prepared(trainer, counts)
 
@@ -125,14 +99,14 @@ def on_policy(job: Job) -> Prepared:
     from trl import DistillationTrainer
 
     assert job.teacher
-    args = arguments(job)
-    limit = min(_context(job.student, job.tokenizer), local.context_length(job.teacher)) - args.max_completion_length
+    room = job.args.max_completion_length
+    limit = min(_context(job.student, job.tokenizer), local.context_length(job.teacher)) - room
     train, dropped = _prompts(job, job.train_rows, limit)
     validation, _ = _prompts(job, job.validation_rows, limit)
     if not train:
         raise UserError(
             "nothing to train on: no prompt leaves room for train.on_policy.max_completion_length "
-            f"({args.max_completion_length:,}) tokens in the models' context. Lower it."
+            f"({room:,}) tokens in the models' context. Lower it."
         )
 
     class OnPolicyTrainer(DistillationTrainer):
@@ -143,7 +117,7 @@ def on_policy(job: Job) -> Prepared:
     soft_targets.fit_vocabulary(job.teacher.model, job.student, soft_targets.real_vocabulary(job.tokenizer))
     job.tokenizer.padding_side = "left"
     data = {"train_dataset": _dataset(train), "eval_dataset": _dataset(validation)}
-    trainer = _made(OnPolicyTrainer, job, args, teacher_model=job.teacher.model, **data)
+    trainer = _made(OnPolicyTrainer, job, teacher_model=job.teacher.model, **data)
     return Prepared(trainer, {"tokens": None, "dropped": dropped, "cut": 0})
 
 
@@ -187,17 +161,23 @@ def fit(
     import torch
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    job = Job(student, tokenizer, train_rows, validation_rows, config, teacher, system, seed, checkpoints)
-    parameters = sum(weight.numel() for weight in student.parameters())
+    validated = bool(validation_rows)
+    args = trl_settings.arguments(config, seed=seed, checkpoints=checkpoints, validated=validated)
+    job = Job(student, tokenizer, train_rows, validation_rows, config, args, teacher, system)
+    parameters = student.num_parameters()  # not the sum over tensors: two weights of 4 bits are one number there
     with _memory_errors():
         trainer, counts = METHODS[config.method](job)
+        if trainer.is_deepspeed_enabled:  # or ZeRO-3 refuses to say its weights, when all the work is done
+            zero = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config.setdefault("zero_optimization", {})
+            zero["stage3_gather_16bit_weights_on_model_save"] = True
         # Without tqdm the Trainer prints its logs; `log` is the only voice here.
         trainer.remove_callback(PrinterCallback)
         if config.early_stopping:
             stopping = config.early_stopping
             trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
-        by_time = "save_strategy" not in getattr(config, _section(config)) and not config.early_stopping
-        trainer.add_callback(_watch(log, out / "metrics.jsonl", by_time, trainer.accelerator))
+        by_time = "save_strategy" not in getattr(config, trl_settings.section(config)) and not config.early_stopping
+        trainer.add_callback(saving(by_time, trainer.accelerator))
+        trainer.add_callback(_watch(log, out / "metrics.jsonl", trainer.accelerator.is_main_process))
         with trainer.accelerator.main_process_first():
             resume = last_checkpoint(checkpoints)
             out.mkdir(parents=True, exist_ok=True)
@@ -232,10 +212,24 @@ def _save(trainer: Any, job: Job, out: Path) -> None:
     if job.config.quantize:
         model = _merged_at_full_precision(model, job, out.parent / "adapter")
     elif job.config.lora:
-        model = model.merge_and_unload()
+        model = (_whole(model, job, state) if state else model).merge_and_unload()
+        state = None
+    elif state:
+        state = {name: weight for name, weight in state.items() if name not in model.all_tied_weights_keys}
     model.generation_config.do_sample = False
     model.save_pretrained(out, safe_serialization=True, **({"state_dict": state} if state else {}))
     job.tokenizer.save_pretrained(out)
+
+
+def _whole(model: Any, job: Job, state: Mapping[str, Any]) -> Any:
+    """A LoRA model with the gathered weights `state`: the trained one has a part of each, which cannot be merged."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_config(job.student.config, trust_remote_code=job.config.trust_remote_code)
+    whole = get_peft_model(base, model.peft_config[model.active_adapter])
+    whole.load_state_dict(state)
+    return whole
 
 
 def _merged_at_full_precision(model: Any, job: Job, adapter: Path) -> Any:
@@ -263,7 +257,7 @@ def load_student(
     """The model and tokenizer of `train.student`: a folder or hub id, or a mapping of a transformers config
     (model_type, hidden_size, ...) for a randomly initialised student that shares the teacher's tokenizer.
 
-    template: train.chat_template; quantize: 4bit, on a CUDA GPU. Raises UserError if they cannot be had.
+    template: train.chat_template; quantize: 4bit, on the GPU if there is one. Raises UserError if they cannot be had.
     """
     from pipeline.teachers.embedded import random_student
 
@@ -298,10 +292,8 @@ def _four_bits() -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
-    if not torch.cuda.is_available():
-        raise UserError(
-            "train.quantize: 4bit needs an NVIDIA GPU, and there is none here. Remove it; lora goes without."
-        )
+    if torch.backends.mps.is_available():
+        raise UserError("train.quantize: 4bit is for NVIDIA GPUs and CPUs. Remove it; lora goes without.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("train.quantize: 4bit needs bitsandbytes: pip install 'seqkd[qlora]'")
     return BitsAndBytesConfig(
@@ -312,72 +304,31 @@ def _four_bits() -> Any:
     )
 
 
-def _section(config: Train) -> str:
-    """The field of the recipe that goes to TRL."""
-    return "on_policy" if config.method == "on_policy" else "sft"
-
-
-def arguments(job: Job) -> Any:
-    """trl.SFTConfig, or trl.DistillationConfig for the method on_policy: defaults for this machine, the recipe's
-    settings on top. Raises UserError for an unknown or owned key."""
-    _quiet_libraries()
-    import dataclasses
-
-    import trl
-
-    section = _section(job.config)
-    made = trl.DistillationConfig if section == "on_policy" else trl.SFTConfig
-    given: Mapping[str, Any] = getattr(job.config, section)
-    known = {field.name for field in dataclasses.fields(made) if field.init}
-    for key in given:
-        place = f"train.{section}.{key}"
-        if key not in known:
-            raise UserError(f"{place}: trl.{made.__name__} has no such setting.{nearest(key, known - set(OWNED))}")
-        if key in OWNED:
-            raise UserError(f"{place}: cannot be set here: {OWNED[key]}.")
-    defaults: dict[str, Any] = _for_this_machine() | {
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 10,
-        "logging_nan_inf_filter": False,  # it would hide a NaN behind the average of earlier losses
-        "logging_first_step": True,
-        "save_strategy": "no",  # saved by the clock instead: see _watch
-        "save_total_limit": 2,
-        "ddp_find_unused_parameters": False,
-    }
-    if section == "sft":
-        defaults["completion_only_loss"] = True
-    stopping = job.config.early_stopping
-    if stopping:
-        if not job.validation_rows:
-            raise UserError("train.early_stopping needs validation rows: raise assemble.validation_fraction.")
-        defaults |= {"eval_strategy": "steps", "eval_steps": stopping.eval_steps, "save_strategy": "steps"}
-        # Each evaluated model is a checkpoint, for the best of them is taken in the end.
-        defaults |= {"save_steps": stopping.eval_steps, "load_best_model_at_end": True}
-        defaults |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
-        defaults["restore_callback_states_from_checkpoint"] = True  # how long it has waited
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # renamed settings, still TRL's own defaults
-            owned = {"output_dir": str(job.checkpoints), "seed": job.seed, "data_seed": job.seed}
-            return made(**{**defaults, **given, **owned})
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"train.{section}: trl.{made.__name__} refuses these settings: {error}") from error
-
-
-def _made(trainer: Any, job: Job, args: Any, **data: Any) -> Any:
+def _made(trainer: Any, job: Job, **data: Any) -> Any:
     """A TRL trainer for a job. Raises UserError for settings that do not go together."""
     if data["eval_dataset"] is None:
-        args.eval_strategy = type(args.eval_strategy)("no")
-    peft = {"peft_config": _lora_config(job.config.lora)}
+        job.args.eval_strategy = type(job.args.eval_strategy)("no")
+    peft = {"peft_config": trl_settings.lora_config(job.config.lora)}
     try:
-        return trainer(model=job.student, args=args, processing_class=job.tokenizer, **peft, **data)
+        made = trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
     except (ValueError, ImportError) as error:
+        if job.config.lora and "target_modules" in str(error):
+            raise UserError(
+                f"train.lora: peft does not know the layers of a {job.student.config.model_type} model, or not these. "
+                f"Set train.lora.target_modules: all-linear, or name them. ({error})"
+            ) from error
         raise UserError(f"train: TRL refuses these settings: {error}") from error
     except RuntimeError as error:
         if "requires" not in str(error) or "install" not in str(error):
             raise
-        raise UserError(f"train.{_section(job.config)}.report_to: {error}") from error
+        raise UserError(f"train.{trl_settings.section(job.config)}.report_to: {error}") from error
+    if job.config.quantize:
+        # TRL makes the adapter bfloat16, and peft reads one from a checkpoint as float32: a resumed training would be
+        # another one.
+        for weight in made.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    return made
 
 
 def _dataset(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]] | None = None) -> Any:
@@ -389,9 +340,9 @@ def _dataset(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]]
     return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]} | dict(columns or {}))
 
 
-def _tokenized(job: Job, args: Any) -> tuple[Tokens, Tokens]:
+def _tokenized(job: Job) -> tuple[Tokens, Tokens]:
     """The rows for training and for validation as tokens."""
-    context = _context(job.student, job.tokenizer)
+    args, context = job.args, _context(job.student, job.tokenizer)
     more: dict[str, Any] = {
         "limit": context if args.max_length is None else min(args.max_length, context),
         "too_long": job.config.too_long,
@@ -449,62 +400,6 @@ def _memory_errors() -> Iterator[None]:
         ) from error
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`. Those that were cut off or damaged are removed, so that they neither
-    count when the Trainer drops old ones nor are mistaken for a good one."""
-    best: Path | None = None
-    found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        if not _is_whole(path):
-            shutil.rmtree(path, ignore_errors=True)
-        elif best is None:
-            best = path
-    return best
-
-
-# The Trainer writes a checkpoint file by file and in place. This list, written when all of them are on the disk, is
-# what makes one complete: name -> digest.
-_COMPLETE = "complete.json"
-
-
-def _seal(checkpoint: Path) -> None:
-    artifacts.sync_tree(checkpoint)
-    files = {path.name: artifacts.file_digest(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
-    partial = checkpoint / (_COMPLETE + ".partial")
-    artifacts.write_json(partial, files)
-    partial.rename(checkpoint / _COMPLETE)
-    for folder in (checkpoint, checkpoint.parent):
-        artifacts.sync_folder(folder)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        files = json.loads((checkpoint / _COMPLETE).read_text())
-        return all(artifacts.file_digest(checkpoint / name) == digest for name, digest in files.items())
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _for_this_machine() -> dict[str, Any]:
-    """Settings of TRL that depend on the hardware."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
-        "use_cpu": not cuda and not torch.backends.mps.is_available(),
-        "bf16": torch.cuda.is_bf16_supported() if cuda else _fast_bf16_cpu(),
-        "gradient_checkpointing": cuda,
-        "dataloader_pin_memory": cuda,
-    }
-
-
-def _fast_bf16_cpu() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; emulated it is slower than float32."""
-    import torch
-
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def _trainer(args: Any) -> Any:
     """SFTTrainer, with a cheaper loss where TRL's is slow.
 
@@ -548,13 +443,10 @@ def _trainer(args: Any) -> Any:
     return CompletionTrainer
 
 
-def _watch(log: Log, metrics: Path, save_by_time: bool, accelerator: Any) -> Any:
-    """The Trainer's callback: progress, metrics.jsonl, checkpoints by the clock, an end when the loss is not finite.
-    With several processes only the first one writes, and its clock counts for all."""
+def _watch(log: Log, metrics: Path, first: bool) -> Any:
+    """The Trainer's callback: progress, metrics.jsonl (only the first of several processes writes it), an end when the
+    loss is not finite."""
     from transformers import TrainerCallback
-
-    saved = time.monotonic()
-    first = accelerator.is_main_process
 
     def write(history: Iterable[Mapping[str, Any]], mode: str) -> None:
         if not first:
@@ -569,13 +461,6 @@ def _watch(log: Log, metrics: Path, save_by_time: bool, accelerator: Any) -> Any
             write(state.log_history, "w")  # after a resume: what was logged up to the checkpoint
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            nonlocal saved
-            # Only at steps that log: the running mean of the loss is not part of a checkpoint.
-            if save_by_time and control.should_log:
-                due = time.monotonic() - saved > SAVE_EVERY_S
-                if _from_first(due) if accelerator.num_processes > 1 else due:
-                    control.should_save = True
-                    saved = time.monotonic()
             log({"step": state.global_step, "steps": state.max_steps})
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -585,11 +470,6 @@ def _watch(log: Log, metrics: Path, save_by_time: bool, accelerator: Any) -> Any
                 raise DivergedError(_diverged(state.global_step))
             if "loss" in event or "eval_loss" in event:
                 log({"step": state.global_step, "steps": state.max_steps, **_metrics(event)})
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            accelerator.wait_for_everyone()  # each process writes the state of its own random generators
-            if first:
-                _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Watch()
 
@@ -610,23 +490,6 @@ def _last(history: Iterable[Mapping[str, Any]], key: str, otherwise: Any) -> Any
     return next((event[key] for event in reversed(list(history)) if key in event), otherwise)
 
 
-def _lora_config(lora: Mapping[str, Any] | None) -> Any:
-    if not lora:
-        return None
-    import dataclasses
-
-    from peft import LoraConfig
-
-    known = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
-    for key in lora:
-        if key not in known:
-            raise UserError(f"train.lora.{key}: peft.LoraConfig has no such setting.{nearest(key, known)}")
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"train.lora: peft.LoraConfig refuses these settings: {error}") from error
-
-
 def _quiet_libraries() -> None:
     """No progress bars of their own, no warnings about versions, no telemetry."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -638,6 +501,7 @@ def _quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 VERSION = 2
@@ -764,7 +628,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     (one JSON object a log event, with the model's name) and trl_sft.yaml. Each training resumes from its last
     checkpoint.
     """
-    _tell((recipe, inputs, out, os.environ.get("SEQKD_DATA", "")))
+    processes.tell((recipe, inputs, out, os.environ.get("SEQKD_DATA", "")))
     summaries = train_all(recipe, inputs, out)
     metrics: list[str] = []
     for name in summaries:
@@ -777,7 +641,10 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         shutil.copytree(model, target, copy_function=artifacts.link_or_copy)
         (target / "metrics.jsonl").unlink()
     artifacts.write_text(out / "metrics.jsonl", "\n".join(metrics) + "\n")
-    _write_trl_config(recipe, inputs, out)
+    untrained = out / "checkpoints" / "student" / "untrained"
+    if untrained.is_dir():
+        shutil.copytree(untrained, out / "untrained", copy_function=artifacts.link_or_copy)
+    trl_settings.write_yaml(recipe.train, out, seed=student_seed(recipe), rows=inputs["train"])
     return {"training": summaries, "note": _note(summaries["student"])}
 
 
@@ -799,10 +666,10 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
         if not done.is_file():
             rows = _read(table)
             model, tokenizer = open_student(recipe, quantize=config.quantize)
-            if name == "student" and not isinstance(config.student, str) and _rank() == 0:
+            if name == "student" and not isinstance(config.student, str) and processes.rank() == 0:
                 model.save_pretrained(work / "untrained")  # what trl_sft.yaml begins with
                 tokenizer.save_pretrained(work / "untrained")
-            with training_progress(f"train {name}") if _rank() == 0 else nullcontext(_silent) as log:
+            with training_progress(f"train {name}") if processes.rank() == 0 else nullcontext(_silent) as log:
                 with _tensorboard(out.parent / "tensorboard" / name):
                     summary = fit(
                         model,
@@ -817,7 +684,7 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
                         log=log,
                         checkpoints=work / "steps",
                     )
-            if _rank() == 0:
+            if processes.rank() == 0:
                 artifacts.write_json(done, {**summary, "rows": len(rows)})
             summaries[name] = {**summary, "rows": len(rows)}
         else:
@@ -852,58 +719,6 @@ def _tensorboard(folder: Path) -> Iterator[None]:
             del os.environ[name]
 
 
-def _write_trl_config(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
-    """trl_sft.yaml: the same fine-tuning for `trl sft --config trl_sft.yaml`, without seqkd. Its paths are relative to
-    this stage's folder, so it is to be started there, and a run can be moved as a whole."""
-    config = recipe.train
-    work = out / "checkpoints" / "student"
-    if (work / "untrained").is_dir():
-        shutil.copytree(work / "untrained", out / "untrained", copy_function=artifacts.link_or_copy)
-    here = isinstance(config.student, str) and Path(config.student).is_dir()
-    student = str(Path(str(config.student)).resolve()) if here else config.student
-    table = Path("..") / inputs["train"].parent.name / inputs["train"].name
-    settings: dict[str, Any] = {
-        "model_name_or_path": student if isinstance(config.student, str) else "untrained",
-        "datasets": [{"path": "parquet", "data_files": str(table), "columns": ["prompt", "completion"]}],
-        "output_dir": "../trl_sft",
-        "seed": student_seed(recipe),
-        "completion_only_loss": True,
-        "report_to": "none",
-        **_for_this_machine(),
-        **config.sft,
-    }
-    if config.chat_template:
-        artifacts.write_text(out / "chat_template.jinja", chat_template(config.chat_template))
-        settings["chat_template_path"] = "chat_template.jinja"
-    if config.loss_on == "assistant":
-        settings["assistant_only_loss"] = True
-    if config.trust_remote_code:
-        settings["trust_remote_code"] = True
-    if config.lora is not None:
-        settings["use_peft"] = True
-        settings |= {_TRL_LORA[name]: value for name, value in config.lora.items() if name in _TRL_LORA}
-    if config.quantize:
-        settings |= {"load_in_4bit": True, "use_bnb_nested_quant": True}
-    head = (
-        "# The fine-tuning of this stage (train.method: sft) for TRL alone. Start it in this folder:\n"
-        "#     trl sft --config trl_sft.yaml\n"
-    )
-    artifacts.write_text(out / "trl_sft.yaml", head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-
-
-# peft.LoraConfig's fields as trl.ModelConfig calls them; TRL's command line has no others.
-_TRL_LORA = {
-    "r": "lora_r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "target_modules": "lora_target_modules",
-    "modules_to_save": "lora_modules_to_save",
-    "task_type": "lora_task_type",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-}
-
-
 def _note(summary: dict[str, Any]) -> str:
     note = f"student of {summary['parameters']:,} parameters, {summary['steps']:,} steps on {summary['rows']:,} rows"
     if summary["eval_loss"] is not None:
@@ -918,78 +733,17 @@ def _note(summary: dict[str, Any]) -> str:
     return note
 
 
-# --- several processes (accelerate launch) ---------------------------------------------------------------------------
-
-
-def _rank() -> int:
-    """This process's number, as torchrun and accelerate launch set it; 0 where there is only one."""
-    return int(os.environ.get("RANK", "0")) if _processes() > 1 else 0
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-_told = False
-
-
-def _tell(work: Any) -> None:
-    """Rank 0 says once to the others what to train: (recipe, inputs, out), or None for nothing."""
-    global _told
-    if _processes() > 1 and not _told:
-        _told = True
-        _shared(work)
-
-
-def _shared(work: Any) -> Any:
-    """What rank 0 said."""
-    from accelerate import PartialState
-
-    PartialState()  # joins the processes
-    return _from_first(work)
-
-
-def _from_first(value: Any) -> Any:
-    """A value of rank 0 in every process. (accelerate's own function leaves the values alone on a CPU.)"""
-    import torch
-
-    box = [value]
-    torch.distributed.broadcast_object_list(box)
-    return box[0]
-
-
 def main() -> None:
-    """`python -m pipeline.stages.train RECIPE --run NAME`, alone or under `accelerate launch`. Only rank 0 locks the
-    run, reads its state, writes and publishes; the others wait for what it says and train along."""
+    """`python -m pipeline.stages.train RECIPE --run NAME`, alone or under `accelerate launch`."""
     from pipeline.flow import stage_main
 
-    if _rank() == 0:
-        failed: Any = True
-        try:
-            stage_main("train")
-        except SystemExit as end:
-            failed = end.code
-            raise
-        finally:
-            _tell(None)  # the stage was complete, or it failed before the training
-            if not failed:
-                _leave()
-        return
-    work = _shared(None)
-    if work:
-        recipe, inputs, out, os.environ["SEQKD_DATA"] = work
-        train_all(recipe, inputs, out)
-    _leave()
+    processes.together(lambda: stage_main("train"), _train_along)
 
 
-def _leave() -> None:
-    """All processes end together: those that still wait for one that is gone would abort. (Where the first one fails,
-    torchrun ends the others.)"""
-    if _processes() > 1:
-        import torch
-
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+def _train_along(work: Any) -> None:
+    """What the other processes do once the first one has said the recipe, the stage's inputs and its folder."""
+    recipe, inputs, out, os.environ["SEQKD_DATA"] = work
+    train_all(recipe, inputs, out)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def load(
     quantization: Any = None,
 ) -> Loaded:
     """Open a model folder or hub id. `dtype` "auto": float32 on a CPU, the model's own elsewhere; `device` "auto": CUDA
-    or MPS where there is one. `quantization`: a transformers quantization config; the model is on its GPU then.
+    or MPS where there is one. `quantization`: a transformers quantization config; the model is on the first CUDA GPU
+    then, if there is one.
 
     Raises UserError if there is no such folder or hub id (or no network), if the weights are pickled, if the model
     needs code of its own and `trust_remote_code` is false, or (unless `chat` is false) if there is no chat template.
@@ -78,6 +79,7 @@ def open_model(
     _check_place(name, trust_remote_code)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    place = 0 if torch.cuda.is_available() else "cpu"
     if dtype == "auto" and device == "cpu":
         dtype = "float32"
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -92,7 +94,7 @@ def open_model(
             use_safetensors=True,
             dtype=dtype,
             output_loading_info=True,
-            **({"quantization_config": quantization, "device_map": {"": 0}} if quantization else {}),
+            **({"quantization_config": quantization, "device_map": {"": place}} if quantization else {}),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(_load_problem(name, error)) from error

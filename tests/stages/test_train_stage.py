@@ -1,30 +1,17 @@
-"""The stage train in a whole run: soft targets from what collect stored, several processes, TRL's own command."""
+"""The stage train in a whole run: soft targets from what collect stored, the seeds of several students."""
 
+import importlib.util
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pipeline import artifacts, flow
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, Sampling, Teacher, Train, load_recipe
 from pipeline.stages import train
 from pipeline.teachers import openai, vllm
-
-BIN = Path(sys.executable).parent
-
-
-@pytest.fixture
-def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished working folder, and in it."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -34,10 +21,10 @@ def recipe(*overrides: str) -> Recipe:
 STORED = ("train.method=logits", "train.logits.source=stored", "collect.sampling.logprobs=true")
 
 
-def test_soft_targets_from_what_collect_stored(folder: Path) -> None:
+def test_soft_targets_from_what_collect_stored(finished_copy: Path) -> None:
     wanted = recipe(*STORED, "collect.sampling.top_logprobs=4")
     manifests = flow.run_stages(wanted, flow.run_folder("soft"), flow.STAGES[:6])
-    rows = artifacts.read_table(folder / "data/runs/soft/assemble/train.parquet").to_pylist()
+    rows = artifacts.read_table(finished_copy / "data/runs/soft/assemble/train.parquet").to_pylist()
     for row in rows:
         for place in row["logprobs"]:
             best = [top["logprob"] for top in place["top"]]
@@ -48,11 +35,11 @@ def test_soft_targets_from_what_collect_stored(folder: Path) -> None:
     assert counts["training"]["student"]["soft_tokens"] > 0.9 * counts["training"]["student"]["tokens"]
     assert "of the answers' tokens have soft targets" in counts["note"]
     # Without them nothing is stored, and the table is as ever.
-    plain = artifacts.read_table(folder / "data/runs/tiny/assemble/train.parquet")
+    plain = artifacts.read_table(finished_copy / "data/runs/tiny/assemble/train.parquet")
     assert "logprobs" not in plain.schema.names
     without = recipe(*STORED[:2])
     with pytest.raises(UserError, match="top_logprobs: 20"):
-        train.run(without, inputs(folder), folder)
+        train.run(without, inputs(finished_copy), finished_copy)
 
 
 def inputs(folder: Path) -> dict[str, Path]:
@@ -60,16 +47,27 @@ def inputs(folder: Path) -> dict[str, Path]:
     return {name: tables / f"{name}.parquet" for name in ("train", "validation", "random_subset")}
 
 
-def test_the_other_methods_find_the_teacher(folder: Path) -> None:
+def test_the_other_methods_find_the_teacher(finished_copy: Path) -> None:
     for method in ("logits", "on_policy"):
-        out = folder / method / "out"
+        out = finished_copy / method / "out"
         out.mkdir(parents=True)
         more = "train.on_policy={max_steps: 2, max_completion_length: 6, per_device_train_batch_size: 4}"
-        counts = train.run(recipe(f"train.method={method}", more), inputs(folder), out)
+        counts = train.run(recipe(f"train.method={method}", more), inputs(finished_copy), out)
         assert counts["training"]["student"]["steps"] in (2, 6) and (out / "student/model.safetensors").is_file()
 
 
-def test_a_teacher_that_cannot_score_is_named(folder: Path) -> None:
+@pytest.mark.skipif(
+    not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")), reason="no TensorBoard here"
+)
+def test_tensorboard_files_outlive_the_checkpoints(finished_copy: Path) -> None:
+    out = finished_copy / "reported" / "out"
+    out.mkdir(parents=True)
+    train.run(recipe("train.sft.report_to=tensorboard"), inputs(finished_copy), out)
+    assert list((out.parent / "tensorboard" / "student").glob("events.out.tfevents.*"))
+    assert not list(out.rglob("events.out.tfevents.*"))
+
+
+def test_a_teacher_that_cannot_score_is_named(finished_copy: Path) -> None:
     from pipeline.teachers.embedded import train_tokenizer
     from teachers.conftest_models import make_facts
 
@@ -97,43 +95,7 @@ def _embedded() -> Any:
     return Embedded(vocab_size=400)
 
 
-def test_trl_trains_from_the_yaml_as_it_is(folder: Path) -> None:
-    stage = folder / "data/runs/tiny/train"
-    settings = yaml.safe_load((stage / "trl_sft.yaml").read_text())
-    assert settings["max_steps"] == 100 and settings["datasets"][0]["data_files"] == "../assemble/train.parquet"
-    # Moved as a whole, it runs where it is.
-    (folder / "data/runs/tiny").rename(folder / "moved")
-    command = [str(BIN / "trl"), "sft", "--config", "trl_sft.yaml", "--max_steps", "2"]
-    done = subprocess.run(command, cwd=folder / "moved/train", capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "moved/trl_sft/model.safetensors").is_file()
-
-
-def test_two_processes_train_as_one_does(folder: Path) -> None:
-    run = folder / "data/runs/tiny"
-    before = losses(run)
-    for stage in ("train", "evaluate"):
-        shutil.rmtree(run / stage)
-    # Two halves of each batch: the same batches as one process has.
-    sets = ["train.sft.per_device_train_batch_size=8", "train.sft.max_steps=100", "train.baselines=[]"]
-    command = [str(BIN / "torchrun"), "--nproc-per-node", "2", "-m", "pipeline.stages.train", "tiny.yaml"]
-    command += [word for one in sets for word in ("--set", one)]
-    where = {"cwd": folder, "capture_output": True, "text": True, "timeout": 240, "check": False}
-    done = subprocess.run(command, **where)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("train: student of") + done.stdout.count("train: student of") == 1  # only one speaks
-    assert losses(run)[:3] == pytest.approx(before[:3], rel=1e-2)
-    assert json.loads((run / "train/manifest.json").read_text())["counts"]["training"]["student"]["steps"] == 100
-    # A stage that is complete is skipped, and nobody waits for the other.
-    assert subprocess.run(command, **where).returncode == 0
-
-
-def losses(run: Path) -> list[float]:
-    events = [json.loads(line) for line in (run / "train/metrics.jsonl").read_text().splitlines()]
-    return [event["loss"] for event in events if event["model"] == "student" and "loss" in event]
-
-
-def test_a_seed_of_its_own(folder: Path) -> None:
+def test_a_seed_of_its_own(finished_copy: Path) -> None:
     assert train.student_seed(recipe()) == 0 and train.student_seed(recipe("train.seed=5")) == 5
     first, again, other = (train.open_student(recipe(f"train.seed={seed}"))[0] for seed in (5, 5, 6))
     weights = [next(model.parameters()) for model in (first, again, other)]

@@ -87,9 +87,9 @@ sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 from conftest_models import make_facts
 from test_embedded import CONFIG
-from pipeline.stages import train
+from pipeline import checkpoints
 from pipeline.teachers.embedded import embedded_teacher
-train.SAVE_EVERY_S = 0.0
+checkpoints.SAVE_EVERY_S = 0.0
 def log(event):
     if event.get("step") == 45:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,171 @@
+"""The recipe's `train` section as TRL's settings: arguments for its trainers, LoRA for peft, and the YAML that its own
+command reads."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import artifacts
+from pipeline.errors import UserError, nearest
+from pipeline.recipe import Train
+from pipeline.tokens import chat_template
+
+# What the run decides itself. TRL would prepare rows in another way for the others, or publish the model.
+OWNED = {
+    "output_dir": "the run decides where files go",
+    "seed": "set train.seed, or `seed` at the top of the recipe",
+    "data_seed": "set train.seed, or `seed` at the top of the recipe",
+    "resume_from_checkpoint": "a killed training resumes by itself",
+    "assistant_only_loss": "set train.loss_on: assistant, which needs no markers in the chat template",
+    "chat_template_path": "set train.chat_template, or put the template into the student's folder",
+    "eos_token": "set it in the student's tokenizer",
+    "dataset_kwargs": "the rows are tokenized before TRL gets them",
+    "dataset_num_proc": "the rows are tokenized before TRL gets them",
+    "model_init_kwargs": "the student is loaded before TRL gets it",
+    "teacher_model_name_or_path": "set train.teacher",
+    "teacher_model_init_kwargs": "the teacher is loaded before TRL gets it",
+    "push_to_hub": "publish the finished folder yourself, so that nothing leaves this machine by accident",
+    "remove_unused_columns": "the rows have no column that the trainer does not use",
+    "load_best_model_at_end": "set train.early_stopping",
+    "trust_remote_code": "set train.trust_remote_code",
+}
+# peft.LoraConfig's fields as trl.ModelConfig calls them; TRL's command line has no others.
+_TRL_LORA = {
+    "r": "lora_r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "lora_target_modules",
+    "modules_to_save": "lora_modules_to_save",
+    "task_type": "lora_task_type",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+
+
+def section(config: Train) -> str:
+    """The field of the recipe that goes to TRL."""
+    return "on_policy" if config.method == "on_policy" else "sft"
+
+
+def arguments(config: Train, *, seed: int, checkpoints: Path, validated: bool) -> Any:
+    """trl.SFTConfig, or trl.DistillationConfig for the method on_policy: defaults for this machine, the recipe's
+    settings on top. `validated`: whether there are validation rows. Raises UserError for an unknown or owned key."""
+    import dataclasses
+
+    import trl
+
+    field = section(config)
+    made = trl.DistillationConfig if field == "on_policy" else trl.SFTConfig
+    given: Mapping[str, Any] = getattr(config, field)
+    known = {one.name for one in dataclasses.fields(made) if one.init}
+    for key in given:
+        place = f"train.{field}.{key}"
+        if key not in known:
+            raise UserError(f"{place}: trl.{made.__name__} has no such setting.{nearest(key, known - set(OWNED))}")
+        if key in OWNED:
+            raise UserError(f"{place}: cannot be set here: {OWNED[key]}.")
+    defaults: dict[str, Any] = for_this_machine() | {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # it would hide a NaN behind the average of earlier losses
+        "logging_first_step": True,
+        "save_strategy": "no",  # saved by the clock instead: see pipeline/checkpoints.py
+        "save_total_limit": 2,
+        "ddp_find_unused_parameters": False,
+    }
+    if field == "sft":
+        defaults["completion_only_loss"] = True
+    stopping = config.early_stopping
+    if stopping:
+        if not validated:
+            raise UserError("train.early_stopping needs validation rows: raise assemble.validation_fraction.")
+        defaults |= {"eval_strategy": "steps", "eval_steps": stopping.eval_steps, "save_strategy": "steps"}
+        # Each evaluated model is a checkpoint, for the best of them is taken in the end.
+        defaults |= {"save_steps": stopping.eval_steps, "load_best_model_at_end": True}
+        defaults |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+        defaults["restore_callback_states_from_checkpoint"] = True  # how long it has waited
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # renamed settings, still TRL's own defaults
+            owned = {"output_dir": str(checkpoints), "seed": seed, "data_seed": seed}
+            return made(**{**defaults, **given, **owned})
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"train.{field}: trl.{made.__name__} refuses these settings: {error}") from error
+
+
+def lora_config(lora: Mapping[str, Any] | None) -> Any:
+    """peft.LoraConfig of train.lora, None without it. Raises UserError for an unknown key."""
+    if not lora:
+        return None
+    import dataclasses
+
+    from peft import LoraConfig
+
+    known = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
+    for key in lora:
+        if key not in known:
+            raise UserError(f"train.lora.{key}: peft.LoraConfig has no such setting.{nearest(key, known)}")
+    try:
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"train.lora: peft.LoraConfig refuses these settings: {error}") from error
+
+
+def for_this_machine() -> dict[str, Any]:
+    """Settings of TRL that depend on the hardware."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "use_cpu": not cuda and not torch.backends.mps.is_available(),
+        "bf16": torch.cuda.is_bf16_supported() if cuda else _fast_bf16_cpu(),
+        "gradient_checkpointing": cuda,
+        "dataloader_pin_memory": cuda,
+    }
+
+
+def _fast_bf16_cpu() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; emulated it is slower than float32."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def write_yaml(config: Train, out: Path, *, seed: int, rows: Path) -> None:
+    """out/trl_sft.yaml: the same fine-tuning for `trl sft --config trl_sft.yaml`, without seqkd. Its paths are relative
+    to `out`, the stage's folder, so it is to be started there, and a run can be moved as a whole. `rows`: the training
+    table; a student of random weights lies in out/untrained."""
+    here = isinstance(config.student, str) and Path(config.student).is_dir()
+    student = str(Path(str(config.student)).resolve()) if here else config.student
+    table = Path("..") / rows.parent.name / rows.name
+    settings: dict[str, Any] = {
+        "model_name_or_path": student if isinstance(config.student, str) else "untrained",
+        "datasets": [{"path": "parquet", "data_files": str(table), "columns": ["prompt", "completion"]}],
+        "output_dir": "../trl_sft",
+        "seed": seed,
+        "completion_only_loss": True,
+        "report_to": "none",
+        **for_this_machine(),
+        **config.sft,
+    }
+    if config.chat_template:
+        artifacts.write_text(out / "chat_template.jinja", chat_template(config.chat_template))
+        settings["chat_template_path"] = "chat_template.jinja"
+    if config.loss_on == "assistant":
+        settings["assistant_only_loss"] = True
+    if config.trust_remote_code:
+        settings["trust_remote_code"] = True
+    if config.lora is not None:
+        settings["use_peft"] = True
+        settings |= {_TRL_LORA[name]: value for name, value in config.lora.items() if name in _TRL_LORA}
+    if config.quantize:
+        settings |= {"load_in_4bit": True, "use_bnb_nested_quant": True}
+    head = (
+        "# The fine-tuning of this stage (train.method: sft) for TRL alone. Start it in this folder:\n"
+        "#     trl sft --config trl_sft.yaml\n"
+    )
+    artifacts.write_text(out / "trl_sft.yaml", head + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))

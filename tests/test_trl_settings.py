@@ -1,0 +1,59 @@
+"""The recipe as TRL's settings: what is wrong is named, what is not said has a default, and TRL alone can read them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.recipe import Train
+from pipeline.trl_settings import arguments
+from stages.test_fit import SFT, run
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"learning_rat": 1}, "train.sft.learning_rat: .* Did you mean 'learning_rate'"),
+        ({"output_dir": "x"}, "train.sft.output_dir: cannot be set here"),
+        ({"lr_scheduler_type": "cosinus"}, "train.sft: trl.SFTConfig refuses"),
+        ({"max_length": 3}, "nothing to train on"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, {**SFT, **more})
+
+
+def test_wrong_lora_settings_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train.lora.rr: .* Did you mean 'r'|train.lora.rr: "):
+        run(tmp_path, config={"lora": {"rr": 4}})
+
+
+def test_nothing_is_reported_anywhere_by_default(tmp_path: Path) -> None:
+    args = arguments(Train(), seed=0, checkpoints=tmp_path, validated=False)
+    assert (
+        args.report_to in ("none", [])
+        and not args.push_to_hub
+        and args.disable_tqdm
+        and not args.logging_nan_inf_filter
+    )
+
+
+def test_trl_trains_from_the_yaml_as_it_is(finished_copy: Path) -> None:
+    stage = finished_copy / "data/runs/tiny/train"
+    settings = yaml.safe_load((stage / "trl_sft.yaml").read_text())
+    assert settings["max_steps"] == 100 and settings["datasets"][0]["data_files"] == "../assemble/train.parquet"
+    # Moved as a whole, it runs where it is.
+    (finished_copy / "data/runs/tiny").rename(finished_copy / "moved")
+    command = [str(BIN / "trl"), "sft", "--config", "trl_sft.yaml", "--max_steps", "2"]
+    done = subprocess.run(
+        command, cwd=finished_copy / "moved/train", capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (finished_copy / "moved/trl_sft/model.safetensors").is_file()
