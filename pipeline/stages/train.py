@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pipeline import artifacts, soft_targets
+from pipeline import artifacts, cards, soft_targets
 from pipeline.errors import SeqkdError, UserError, nearest
 from pipeline.progress import progress
 from pipeline.recipe import Recipe, Train
@@ -640,7 +640,7 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("train",)
 READS = {"train": "assemble", "validation": "assemble", "random_subset": "assemble"}
 
@@ -760,9 +760,9 @@ def training_progress(label: str) -> Iterator[Log]:
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Train the student, then each baseline in the same way on other rows.
 
-    Reads train, validation and random_subset; writes student/, baselines/NAME/ (plain model folders), metrics.jsonl
-    (one JSON object a log event, with the model's name) and trl_sft.yaml. Each training resumes from its last
-    checkpoint.
+    Reads train, validation and random_subset; writes student/, baselines/NAME/ (plain model folders, the student's with
+    a model card), metrics.jsonl (one JSON object a log event, with the model's name) and trl_sft.yaml. Each training
+    resumes from its last checkpoint.
     """
     _tell((recipe, inputs, out, os.environ.get("SEQKD_DATA", "")))
     summaries = train_all(recipe, inputs, out)
@@ -778,7 +778,12 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         (target / "metrics.jsonl").unlink()
     artifacts.write_text(out / "metrics.jsonl", "\n".join(metrics) + "\n")
     _write_trl_config(recipe, inputs, out)
-    return {"training": summaries, "note": _note(summaries["student"])}
+    counts = {"training": summaries, "note": _note(summaries["student"])}
+    # What became of the other answers may change while the rows do not: that is for the card that evaluate writes.
+    sections = cards.sections_of(recipe, "collect", "train")
+    told = cards.Story(sections, {"train": counts}, base_model=cards.hub_id(recipe.train.student))
+    artifacts.write_text(out / "student" / "README.md", cards.model_card(told))
+    return counts
 
 
 def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
