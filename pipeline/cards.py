@@ -23,6 +23,7 @@ import yaml
 from pipeline import artifacts, flow, report
 from pipeline.recipe import Recipe
 from pipeline.records import Row
+from pipeline.show import printable
 
 HOSTED = {"openai": ("openai.com", "azure.com"), "anthropic": ("anthropic.com",)}
 """Provider -> where it serves its own models, so that its terms hold."""
@@ -134,7 +135,7 @@ def model_card(
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=told.base_model and clean(told.base_model),
+        base_model=told.base_model and printable(told.base_model),
         base_model_relation="finetune" if told.base_model else None,
         datasets=[data_repo] if data_repo else None,
         language=languages(told) or None,
@@ -377,7 +378,7 @@ def _terms(told: Story, model: str) -> list[str]:
 def _recipe(told: Story, names: Sequence[str]) -> list[str]:
     sections = {name: public(told.sections[name]) for name in names if name in told.sections}
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
-    said = [_fence("".join(map(clean, text.splitlines(keepends=True))).rstrip("\n"), "yaml")]
+    said = [_fence("".join(map(printable, text.splitlines(keepends=True))).rstrip("\n"), "yaml")]
     if told.code:
         versions = ", ".join(f"{name} {version}" for name, version in sorted(told.packages.items()))
         said.append(escaped(f"Made with seqkd ({told.code}) and {versions}."))
@@ -435,14 +436,9 @@ def languages(told: Story) -> list[str]:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def clean(text: str) -> str:
-    """A text without what does not print: control characters, text direction, halves of a surrogate pair."""
-    return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
 def escaped(value: Any) -> str:
     """Anything as one line of text in Markdown, in which nothing is markup; good for a cell of a table too."""
-    line = " ".join(clean(str(value)).split())
+    line = " ".join(printable(str(value)).split())
     return re.sub(r"[\\`*\[\]<>|#~&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", lambda found: "\\" + found[0], line)
 
 
@@ -465,7 +461,7 @@ def _fence(text: str, language: str) -> str:
 
 def _example(row: Row) -> str:
     shown = json.dumps({name: row[name] for name in ("prompt", "completion")}, indent=2, ensure_ascii=False)
-    return "\n".join(clean(line if len(line) <= 500 else f"{line[:500]} ...") for line in shown.split("\n"))
+    return "\n".join(printable(line if len(line) <= 500 else f"{line[:500]} ...") for line in shown.split("\n"))
 
 
 _PATH = re.compile(r"(?<![\w:/.])(?:~|\.{0,2})(?:/[^\s/'\"]+){2,}/?")

@@ -251,6 +251,22 @@ def push(
         typer.echo(address)
 
 
+@app.command()
+def chat(
+    run: RunArgument,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Show the local teacher's answers beside.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest token each time.")] = 0.0,
+    data: DataOption = None,
+) -> None:
+    """Talk to the student. Questions from a pipe work too, one a line. /reset forgets what was said, /quit ends."""
+    from pipeline import chat as chat_module
+    from pipeline.runs import open_run
+
+    _use_data(data)
+    chat_module.chat(open_run(run), teacher=teacher, max_tokens=max_tokens, temperature=temperature)
+
+
 @app.command("new-domain")
 def new_domain(name: Annotated[str, typer.Argument(help="Letters, digits, '_' and '-'.")]) -> None:
     """Write the skeleton of a domain of your own: prompts/NAME, data/NAME and a recipe NAME.yaml that runs."""
