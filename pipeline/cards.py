@@ -97,7 +97,8 @@ def _manifests(run: Path, stages: Sequence[str]) -> dict[str, flow.Manifest]:
 
 def hub_id(student: Any) -> str | None:
     """train.student if it is a hub id: neither a folder nor a configuration."""
-    return student if isinstance(student, str) and not Path(student).is_dir() else None
+    found = isinstance(student, str) and re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", student, re.ASCII)
+    return student if found and not Path(student).is_dir() else None
 
 
 def _story(run: Path, sections: dict[str, Any], manifests: dict[str, flow.Manifest], student: Any) -> Story:
@@ -135,7 +136,7 @@ def model_card(
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=told.base_model and printable(told.base_model),
+        base_model=told.base_model,
         base_model_relation="finetune" if told.base_model else None,
         datasets=[data_repo] if data_repo else None,
         language=languages(told) or None,

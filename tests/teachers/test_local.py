@@ -57,9 +57,9 @@ def test_the_pieces_of_an_answer_are_its_text(model: Loaded) -> None:
     for seed in range(8):
         pieces: list[str] = []
         given = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 40, "seeds": [seed]}
-        (row,) = local.answer(model, [chat], **given, on_text=pieces.append)
+        (row,) = answer(model, [chat], **given, on_text=pieces.append)
         assert "".join(pieces) == row["text"] and all(pieces)
-        assert (row,) == tuple(local.answer(model, [chat], **given))
+        assert (row,) == tuple(answer(model, [chat], **given))
 
 
 def test_temperature_zero_and_a_tiny_nucleus_are_greedy(model: Loaded) -> None:
