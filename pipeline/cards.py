@@ -30,7 +30,7 @@ HOSTED = {"openai": ("openai.com", "azure.com"), "anthropic": ("anthropic.com",)
 
 LLAMA = (
     "Meta's Llama licences bind what is made with Llama's output: since 3.1 a model trained on it has a name that "
-    "begins with Llama and is shown as built with Llama; before 3.1 it may improve no other model",
+    "begins with Llama and is shown as built with Llama; before 3.1 it may improve no model but Llamas",
     "https://www.llama.com/llama3_1/license/",
 )
 

@@ -165,6 +165,16 @@ def test_front_matter_of_a_student_from_the_hub():
 
 
 @pytest.mark.parametrize(
+    ("asked", "found"), [("off", ["de", "en"]), ("prompt", ["de", "en"]), ("fr", ["de", "en", "fr"])]
+)
+def test_languages_are_those_asked_for_and_those_of_the_prompts(asked, found):
+    told = story(filter={"enabled": True, "language": asked})
+    marked = {"language": {"en": {"rows": 3}, "de": {"rows": 1}, "it": {"rows": 0}, "Old High German": {"rows": 1}}}
+    told = told._replace(counts={**told.counts, "generate": {"coverage": {"facets": marked}}})
+    assert cards.languages(told) == front(cards.model_card(told))["language"] == found
+
+
+@pytest.mark.parametrize(
     ("teacher", "names"),
     [
         ({"provider": "openai", "model": "gpt-x"}, ["openai"]),
