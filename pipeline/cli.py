@@ -224,6 +224,49 @@ def show(
     show_module.show(run, stage, reason=reason, sample=sample, prompt=prompt)
 
 
+@app.command()
+def push(
+    run: RunArgument,
+    repo: Annotated[str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the hub.")],
+    dataset: Annotated[
+        str | None, typer.Option(metavar="REPO_ID", help="Push the training data too, as this dataset.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see [default: private].")] = False,
+    card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The student's README.md, instead of the one that is made.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="The teachers' terms allow me to publish this.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and cards; send nothing.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Upload the student with its model card to the Hugging Face hub, with the token of HF_TOKEN or `hf auth login`."""
+    from pipeline import push as push_module
+    from pipeline.runs import open_run
+
+    _use_data(data)
+    addresses = push_module.push(
+        open_run(run), repo, data_repo=dataset, card=card, public=public, yes=yes, dry_run=dry_run
+    )
+    for address in addresses:
+        typer.echo(address)
+
+
+@app.command()
+def chat(
+    run: RunArgument,
+    teacher: Annotated[bool, typer.Option("--teacher", help="Show the local teacher's answers beside.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest token each time.")] = 0.0,
+    data: DataOption = None,
+) -> None:
+    """Talk to the student. Questions from a pipe work too, one a line. /reset forgets what was said, /quit ends."""
+    from pipeline import chat as chat_module
+    from pipeline.runs import open_run
+
+    _use_data(data)
+    chat_module.chat(open_run(run), teacher=teacher, max_tokens=max_tokens, temperature=temperature)
+
+
 @app.command("new-domain")
 def new_domain(name: Annotated[str, typer.Argument(help="Letters, digits, '_' and '-'.")]) -> None:
     """Write the skeleton of a domain of your own: prompts/NAME, data/NAME and a recipe NAME.yaml that runs."""

@@ -75,6 +75,11 @@ def _readable(value: Any) -> str:
         value = ", ".join(f"{key}={part}" for key, part in value.items() if part is not None)
     elif isinstance(value, float):
         value = f"{value:.4g}"
-    # Control characters in an answer must not reach the terminal.
-    text = "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
+    text = printable(str(value))
     return text if len(text) <= 2000 else f"{text[:2000]} ... ({len(text):,} characters)"
+
+
+def printable(text: str) -> str:
+    """A text without what must not reach a terminal or a page: control characters, those that turn the direction of
+    text, halves of a surrogate pair."""
+    return "".join(char if char in "\n\t" or char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -6,6 +6,7 @@ Reads dedupe's kept rows (and collect's completions, for the baseline), writes
     validation.parquet     the same form; all rows of a share of the prompts
     withheld.parquet       rows that are neither, each with the reason
     random_subset.parquet  if train.baselines asks for it: as many rows as train, drawn from all completions
+    README.md              the data card, with which datasets.load_dataset opens the folder as train and validation
 
 Withheld are, in this order: rows that repeat a held-out question or an item of `evaluations`, word for word
 (held_out_exact) or embedded or edited (held_out_overlap; pipeline/overlap.py says when a text repeats another), and
@@ -31,7 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import artifacts, near, overlap, questions
+from pipeline import artifacts, cards, near, overlap, questions
 from pipeline.errors import UserError, where
 from pipeline.progress import progress
 from pipeline.recipe import Recipe
@@ -39,9 +40,14 @@ from pipeline.records import COMPLETIONS, KEPT, TRAIN, WITHHELD, Row
 from pipeline.stages import dedupe
 from pipeline.stages.dedupe import COMPARED, best_first, text_bytes, texts_of
 
-VERSION = 1
-SECTIONS = ("assemble", "train.baselines", "evaluate.limit", "generate.questions.relations")
-READS = {"kept": "dedupe", "completions": "collect"}
+VERSION = 2
+TOLD = ("generate", "collect", "filter", "dedupe")  # sections and tables that only the data card speaks of
+SECTIONS = (*TOLD, "assemble", "train.baselines", "evaluate.limit")
+READS = {
+    "kept": "dedupe",
+    "completions": "collect",
+    **{"prompts": "generate", "failures": "collect", "rejected": "filter", "duplicates": "dedupe"},
+}
 
 SPLIT_THRESHOLD = 0.7
 """Prompts that share so much of their word 5-grams are on one side of the split, and so are chains of them."""
@@ -264,7 +270,7 @@ def _withheld(path: Path, plan: Plan) -> Iterator[pa.RecordBatch]:
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Write train, validation, withheld and the baselines' data; return the counts.
+    """Write train, validation, withheld, the baselines' data and the data card; return the counts.
 
     Raises UserError if nothing is left to train on, or if a named evaluation set is malformed.
     """
@@ -297,7 +303,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         artifacts.write_table(out / "random_subset.parquet", schema, selected)
         if len(drawn) < count:
             notes.append(f"only {len(drawn):,} completions for the random subset of {count:,}")
-    return {
+    counts = {
         "rows_in": len(decided.side),
         "outcomes": {
             "train": len(rows[TRAIN_SIDE]),
@@ -307,6 +313,11 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "reasons": {name: many for name, many in reasons.items() if many},
         **({"note": "; ".join(notes)} if notes else {}),
     }
+    told = cards.story_before("assemble", recipe, out.parent)
+    told = told._replace(counts={**told.counts, "assemble": counts}, code=None)  # the same bytes in every revision
+    example = next(artifacts.read_rows(out / "train.parquet", ["prompt", "completion"]))
+    artifacts.write_text(out / "README.md", cards.data_card(told, example=example))
+    return counts
 
 
 def _draw_baseline(

@@ -1,7 +1,8 @@
 """evaluate: measure what the student kept of its teacher, and write report.html.
 
-The teacher, the student and the baselines answer the same held-out questions in one process, greedily. Three things are
-written: predictions (one row a question and model), scores.json (the figures, under stable keys) and the report.
+The teacher, the student and the baselines answer the same held-out questions in one process, greedily. Four things are
+written: predictions (one row a question and model), scores.json (the figures, under stable keys), the report, and
+model_card.md, the student's card with its scores.
 
 - accuracy and token_f1: exact match and token overlap with the best accepted answer, after the normalisation of SQuAD
   (Rajpurkar et al., 2016). Null where no question has an accepted answer.
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artifacts, asking, judge, paths, questions, report
+from pipeline import artifacts, asking, cards, judge, paths, questions, report
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.questions import Question
@@ -41,9 +42,10 @@ from pipeline.stages.train import open_student
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 
-VERSION = 1
+VERSION = 2
 SECTIONS = ("generate", "collect", "train", "evaluate")
-READS = {"student": "train", "metrics.jsonl": "train"}
+# README.md: report and model card say what became of every answer, and so does the data card.
+READS = {"student": "train", "metrics.jsonl": "train", "README.md": "assemble"}
 
 MODELS = ("teacher", "student", "untrained", "random_subset")
 
@@ -521,7 +523,8 @@ def sources(recipe: Recipe) -> dict[str, Path]:
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
-    """Ask every model the held-out questions, measure it, and write predictions.parquet, scores.json and report.html.
+    """Ask every model the held-out questions, measure it, and write predictions.parquet, scores.json, report.html and
+    model_card.md.
 
     Returns {"outcomes", "questions", "note"}. Raises UserError if there are no held-out questions.
     """
@@ -567,8 +570,11 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     rows = sorted((row for rows in predictions.values() for row in rows), key=lambda row: row["id"])
     artifacts.write_table(out / "predictions.parquet", PREDICTIONS, rows)
     artifacts.write_json(out / "scores.json", scores)
-    page = report.build(inputs["student"].parent.parent, recipe, scores, rows, inputs["metrics.jsonl"])
+    folder = inputs["student"].parent.parent
+    page = report.build(folder, recipe, scores, rows, inputs["metrics.jsonl"])
     artifacts.write_text(out / "report.html", page)
+    card = cards.model_card(cards.story_before("evaluate", recipe, folder), scores)
+    artifacts.write_text(out / "model_card.md", card)
     return {"outcomes": {"predictions": len(rows)}, "questions": len(asked), "note": report.headline(scores)}
 
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artifacts, processes, soft_targets, trl_settings
+from pipeline import artifacts, cards, processes, soft_targets, trl_settings
 from pipeline.checkpoints import last_checkpoint, saving
 from pipeline.errors import SeqkdError, UserError
 from pipeline.progress import progress
@@ -504,7 +504,7 @@ def _quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("train",)
 READS = {"train": "assemble", "validation": "assemble", "random_subset": "assemble"}
 
@@ -624,9 +624,9 @@ def training_progress(label: str) -> Iterator[Log]:
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Train the student, then each baseline in the same way on other rows.
 
-    Reads train, validation and random_subset; writes student/, baselines/NAME/ (plain model folders), metrics.jsonl
-    (one JSON object a log event, with the model's name) and trl_sft.yaml. Each training resumes from its last
-    checkpoint.
+    Reads train, validation and random_subset; writes student/, baselines/NAME/ (plain model folders, the student's with
+    a model card), metrics.jsonl (one JSON object a log event, with the model's name) and trl_sft.yaml. Each training
+    resumes from its last checkpoint.
     """
     processes.tell((recipe, inputs, out, os.environ.get("SEQKD_DATA", "")))
     summaries = train_all(recipe, inputs, out)
@@ -645,7 +645,12 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     if untrained.is_dir():
         shutil.copytree(untrained, out / "untrained", copy_function=artifacts.link_or_copy)
     trl_settings.write_yaml(recipe.train, out, seed=student_seed(recipe), rows=inputs["train"])
-    return {"training": summaries, "note": _note(summaries["student"])}
+    counts = {"training": summaries, "note": _note(summaries["student"])}
+    # What became of the other answers may change while the rows do not: that is for the card that evaluate writes.
+    sections = cards.sections_of(recipe, "collect", "train")
+    told = cards.Story(sections, {"train": counts}, base_model=cards.hub_id(recipe.train.student))
+    artifacts.write_text(out / "student" / "README.md", cards.model_card(told))
+    return counts
 
 
 def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:

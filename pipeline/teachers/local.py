@@ -6,7 +6,7 @@ depends on its own seed and not on the state of a random generator or on what el
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,8 +135,10 @@ def answer(
     logprobs: bool = False,
     top_logprobs: int | None = None,
     stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer a batch of conversations, each with its own seed; temperature 0 is greedy.
+    """Answer a batch of conversations, each with its own seed; temperature 0 is greedy. on_text: for a single one, gets
+    the pieces of its text as they are written.
 
     Returns one dict for each conversation, in order:
       text           the answer without special tokens and without the stop string
@@ -168,7 +170,9 @@ def answer(
         if indices:
             batch = [prompts[index] for index in indices]
             given = [seeds[index] for index in indices]
-            answers = _generate(loaded, batch, given, temperature, top_p, budget, logprobs, list(stop), top_logprobs)
+            answers = _generate(
+                loaded, batch, given, temperature, top_p, budget, logprobs, list(stop), top_logprobs, on_text
+            )
             for index, row in zip(indices, answers, strict=True):
                 rows[index] = row
     return rows
@@ -274,6 +278,7 @@ def _generate(
     logprobs: bool,
     stop: list[str],
     top_logprobs: int | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     import torch
 
@@ -306,6 +311,7 @@ def _generate(
             max_new_tokens=max_tokens,
             logits_processor=[choose],
             do_sample=False,  # the noise is in the scores already
+            streamer=_streamer(tokenizer, set(_end_tokens(model, tokenizer)), on_text) if on_text else None,
             **({"stop_strings": stop, "tokenizer": tokenizer} if stop else {}),
         )[:, width:].cpu()
     noise = torch.stack(noted, 1) if noted else None
@@ -330,6 +336,39 @@ def _generate(
             row |= {"ids": generated[:used], "top": top}
         rows.append(row)
     return rows
+
+
+def _streamer(tokenizer: Any, ends: set[int], on_text: Callable[[str], None]) -> Any:
+    """What `generate` hands each token to, for `on_text`: whole characters, without the end of turn. (transformers'
+    TextStreamer waits for a space, which some languages never write.)"""
+    from transformers.generation import BaseStreamer
+
+    class Streamer(BaseStreamer):
+        tokens: list[int] | None = None  # before the prompt has come
+        shown = ""
+
+        def put(self, value: Any) -> None:
+            if self.tokens is None:
+                self.tokens = []
+                return
+            self.tokens += [token for token in value.reshape(-1).tolist() if token not in ends]
+            text = decode(self.tokens)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else it may be the first bytes of a character
+                self.show(text)
+
+        def end(self) -> None:
+            self.show(decode(self.tokens or []))
+
+        def show(self, text: str) -> None:
+            if len(text) > len(self.shown):
+                on_text(text[len(self.shown) :])
+                self.shown = text
+
+    def decode(tokens: list[int]) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    return Streamer()
 
 
 def _gumbel_scores(raw: Any, keys: Any, position: int, temperature: float, top_p: float) -> Any:

@@ -254,7 +254,7 @@ def test_the_same_bytes_again(case: Case) -> None:
     first = {path.name: path.read_bytes() for path in (case.folder / "out").iterdir()}
     case.run(list(reversed(ordinary(50, 3))), baselines=True, best_of=2, validation_fraction=0.1)
     assert first == {path.name: path.read_bytes() for path in (case.folder / "out").iterdir()}
-    assert len(first) == 4
+    assert len(first) == 5
 
 
 def test_bad_tables_get_a_clear_message(case: Case) -> None:

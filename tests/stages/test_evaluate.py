@@ -229,7 +229,9 @@ def test_a_teacher_elsewhere_is_asked_once(finished, tmp_path, monkeypatch):
             out.mkdir()
             scores = evaluated(finished, out, *changes)
             assert server.stats()["requests"] == len(CAPITALS)  # the second time all come from the store
-            assert sorted(path.name for path in out.iterdir()) == ["predictions.parquet", "report.html", "scores.json"]
+            assert {path.name for path in out.iterdir()} == {
+                "model_card.md", "predictions.parquet", "report.html", "scores.json"
+            }  # fmt: skip
     assert scores["teacher"]["name"] == "big" and scores["teacher"]["accuracy"] == 0
     assert scores["teacher"]["parameters"] is None and scores["size_ratio"] is None and scores["speedup"] is None
     assert scores["student"]["nll"] > 0 and scores["teacher"]["nll"] is None

@@ -52,6 +52,16 @@ def test_an_answer_says_all_about_itself(model: Loaded) -> None:
     assert sample(model, [], []) == []
 
 
+def test_the_pieces_of_an_answer_are_its_text(model: Loaded) -> None:
+    chat = [{"role": "user", "content": "Where is Kirk? \u00e9\u4e16\U0001f596"}]
+    for seed in range(8):
+        pieces: list[str] = []
+        given = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 40, "seeds": [seed]}
+        (row,) = answer(model, [chat], **given, on_text=pieces.append)
+        assert "".join(pieces) == row["text"] and all(pieces)
+        assert (row,) == tuple(answer(model, [chat], **given))
+
+
 def test_temperature_zero_and_a_tiny_nucleus_are_greedy(model: Loaded) -> None:
     greedy = sample(model, CHATS, [1, 2, 3], temperature=0)
     assert sample(model, CHATS, [7, 8, 9], temperature=0) == greedy
