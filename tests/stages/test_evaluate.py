@@ -153,12 +153,18 @@ def test_aims():
 # --- the stage, on the models of a finished tiny run ------------------------------------------------------------------
 
 
+def inputs_of(run: Path) -> dict[str, Path]:
+    """What flow gives the stage to read."""
+    return {
+        name: run / stage / (f"{name}.parquet" if stage == "assemble" else name)
+        for name, stage in evaluate.READS.items()
+    }
+
+
 def evaluated(finished: Path, out: Path, *overrides: str) -> dict:
     """scores.json of the tiny run evaluated again with another recipe."""
     recipe = load_recipe(finished / "tiny.yaml", list(overrides))
-    train = finished / "data" / "runs" / "tiny" / "train"
-    inputs = {"student": train / "student", "metrics.jsonl": train / "metrics.jsonl"}
-    evaluate.run(recipe, inputs, out)
+    evaluate.run(recipe, inputs_of(finished / "data" / "runs" / "tiny"), out)
     return json.loads((out / "scores.json").read_text())
 
 
