@@ -510,9 +510,9 @@ def cost(run: Path, recipe: Recipe, usages: Sequence[dict[str, Any] | None]) -> 
 
     run: the run's folder. usages: what evaluate's teacher and judge took. Returns {"stages": {stage that asked a
     teacher: {"requests", "input_tokens", "output_tokens", "usd"}}, "usd": of all stages; None where no teacher has a
-    price, "unpriced": those that have none, "kept": rows of the training data, "usd_per_kept": what one of them took,
-    prompt, answers and judging, "machine_s": of the stages before this one, "machine_usd"}. Answers that the store had
-    from another run are counted at what they cost then.
+    price, "unpriced": those without one that do not run in this process, "kept": rows of the training data,
+    "usd_per_kept": what one of them took, prompt, answers and judging, "machine_s": of the stages before this one,
+    "machine_usd"}. Answers that the store had from another run are counted at what they cost then.
     """
     stages, seconds = {}, 0.0
     for stage in flow.STAGES[: flow.STAGES.index("evaluate")]:
@@ -522,19 +522,17 @@ def cost(run: Path, recipe: Recipe, usages: Sequence[dict[str, Any] | None]) -> 
                 stages[stage] = _summed([manifest["counts"]["usage"]])
     if given := [usage for usage in usages if usage]:
         stages["evaluate"] = _summed(given)
-    asked = list(recipe.collect.teachers)
-    for judging in (recipe.filter.judge if recipe.filter.enabled else None, recipe.evaluate.judge):
-        asked += recipe.judging(judging).teachers if judging else []
-    priced = any(teacher.price for teacher in asked)
+    makers = [*recipe.collect.teachers, *(recipe.filter_judge.teachers if recipe.filter_judge else [])]
+    asked = makers + (recipe.judging(recipe.evaluate.judge).teachers if recipe.evaluate.judge else [])
     kept = flow.account(run).get("kept", 0)
     data = sum(figures["usd"] for stage, figures in stages.items() if stage != "evaluate")
     per_hour = recipe.evaluate.usd_per_hour
     return {
         "stages": stages,
-        "usd": sum(figures["usd"] for figures in stages.values()) if priced else None,
-        "unpriced": sorted({collect.teacher_name(teacher) for teacher in asked if not teacher.price}),
+        "usd": sum(figures["usd"] for figures in stages.values()) if any(one.price for one in asked) else None,
+        "unpriced": sorted({collect.teacher_name(one) for one in asked if not one.price and one.provider != "local"}),
         "kept": kept,
-        "usd_per_kept": data / kept if priced and kept else None,
+        "usd_per_kept": data / kept if kept and any(one.price for one in makers) else None,
         "machine_s": round(seconds, 3),
         "machine_usd": None if per_hour is None else seconds / 3600 * per_hour,
     }

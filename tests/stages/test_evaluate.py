@@ -286,7 +286,7 @@ def test_a_judge_compares_student_and_teacher(finished, tmp_path, monkeypatch):
             assert (found["tie"], found["win_rate"], low, high) == (8, 0.5, 0.5, 0.5)
         page = (out / "report.html").read_text()
         assert f"{judge.__name__} judged 8 answers" in page and "canary" not in page
-        assert "The judge of the answers side by side read" in page
+        assert scores["cost"]["stages"]["evaluate"]["requests"] == 2 * differ
         assert found["usage"]["requests_sent"] == 2 * differ
     lines = evaluate.estimate(load_recipe(finished / "tiny.yaml", changes))
     assert [(line["requests"], line["usd"]) for line in lines] == [(16, None)]
