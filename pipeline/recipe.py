@@ -586,6 +586,21 @@ class EvaluateJudge(Judge):
     """At most this many questions, drawn with the recipe's seed; each takes two calls, one in each order."""
 
 
+class Harness(Section):
+    """evaluate.harness: tasks of EleutherAI's lm-evaluation-harness, which need the extra `harness`."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Names of tasks, groups or tags, such as arc_easy."""
+    include: Path | None = None
+    """A folder with tasks of your own, as YAML files. They may run Python code that stands beside them."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Worked examples before each question; null: as many as the task asks for."""
+    limit: int | None = Field(default=None, gt=0)
+    """At most this many questions of each task, the first ones."""
+    chat: bool = True
+    """Ask in the model's chat template, worked examples as turns before; false: as plain text to go on with."""
+
+
 class Evaluate(Section):
     """evaluate: what the student kept of its teacher."""
 
@@ -604,6 +619,8 @@ class Evaluate(Section):
     """What this machine costs an hour in US dollars: the report then says what a million tokens cost on it."""
     judge: EvaluateJudge | None = None
     """A teacher that compares the student's answers with the teacher's, without knowing whose they are."""
+    harness: Harness | None = None
+    """Public benchmarks beside the held-out questions, for every model that runs in this process."""
 
 
 class Ablate(Section):

@@ -96,37 +96,121 @@ def _between(interval: Sequence[float] | None, scale: float = 1, digits: int = 3
     return "" if interval is None else " to ".join(_digits(end, scale, digits) for end in interval)
 
 
-def figures(scores: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+def figures(scores: dict[str, Any], digits: int = 1) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """The comparison: (what, its explanation, for each model the figure and its interval); rows without any figure are
-    left out."""
+    left out. digits: of the ends of an interval in percent."""
     models = [scores[name] for name in LABELS if scores[name]]
     measured = scores["measured"]
     rows = [
         ("accuracy", "exact match with an accepted answer",
-         [(percent(m["accuracy"]), _between(m["accuracy_ci"], 100, 1)) for m in models]),
+         [(percent(m["accuracy"]), _between(m["accuracy_ci"], 100, digits)) for m in models]),
         ("token F1", "words shared with the best accepted answer",
-         [(percent(m["token_f1"]), _between(m["token_f1_ci"], 100, 1)) for m in models]),
+         [(percent(m["token_f1"]), _between(m["token_f1_ci"], 100, digits)) for m in models]),
         ("NLL", "nats a token of the teacher's answers; lower is closer" if measured["one_tokenizer"] else
          "nats a token of the teacher's answers; not comparable: the models have different tokenizers",
          [(_digits(m["nll"]), _between(m["nll_ci"])) for m in models]),
-        ("agreement", "the same answer as the teacher", [(percent(m["agreement"]), "") for m in models]),
-        ("ROUGE-L", "against the teacher's answer", [(percent(m["rouge_l"]), "") for m in models]),
-        ("chrF", "against the teacher's answer", [(percent(m["chrf"]), "") for m in models]),
+        *(
+            (what, meaning, [(percent(m[key]), _between(m[f"{key}_ci"], 100, digits)) for m in models])
+            for what, meaning, key in (
+                ("agreement", "the same answer as the teacher", "agreement"),
+                ("ROUGE-L", "against the teacher's answer", "rouge_l"),
+                ("chrF", "against the teacher's answer", "chrf"),
+            )
+        ),
+        ("not answered", "the question is too long for the model, or its provider failed",
+         [(f"{m['unanswered']:,}" if any(m["unanswered"] for m in models) else "", "") for m in models]),
         ("parameters", "", [(amount(m["parameters"]), "") for m in models]),
         ("on disk", "the model's folder", [(amount(m["disk_bytes"], "B"), "") for m in models]),
         ("memory", "weights and a full batch, at the most",
          [(amount(m["peak_memory_bytes"], "B"), "") for m in models]),
-        ("tokens a second", f"{measured['batch_size']} questions at once, {measured['tokens_each']} tokens each; "
+        ("tokens/s, batch", f"{measured['batch_size']} questions at once, {measured['tokens_each']} tokens each; "
          f"median and range of {measured['rounds']} rounds",
          [(_digits(m["tokens_per_s"], 1, 0), _between(m["tokens_per_s_range"], 1, 0)) for m in models]),
-        ("latency, median", f"from question to whole answer, one at a time, {measured['latency_questions']} questions",
+        ("tokens/s, one", f"one question at a time, {measured['tokens_each']} tokens; median and range",
+         [(_digits(m["tokens_per_s_one"], 1, 0), _between(m["tokens_per_s_one_range"], 1, 0)) for m in models]),
+        ("latency p50", f"the median, from question to whole answer, {measured['latency_questions']} questions",
          [(milliseconds(m["latency_p50_s"]), "") for m in models]),
-        ("latency, 95th percentile", "", [(milliseconds(m["latency_p95_s"]), "") for m in models]),
-        ("first token, median", "", [(milliseconds(m["first_token_p50_s"]), "") for m in models]),
-        ("US dollars a million tokens", f"in full batches, at {measured['usd_per_hour'] or 0:g} dollars an hour",
+        ("latency p95", "the 95th percentile", [(milliseconds(m["latency_p95_s"]), "") for m in models]),
+        ("first token p50", "the median, from question to first token",
+         [(milliseconds(m["first_token_p50_s"]), "") for m in models]),
+        ("first token p95", "the 95th percentile", [(milliseconds(m["first_token_p95_s"]), "") for m in models]),
+        ("$ per M tokens", f"US dollars a million tokens in full batches, at {measured['usd_per_hour'] or 0:g} an hour",
          [(_digits(m["usd_per_million_tokens"], 1, 4), "") for m in models]),
     ]  # fmt: skip
     return [row for row in rows if any(value for value, _ in row[2])]
+
+
+def benchmarks(scores: dict[str, Any]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """The results of evaluate.harness as of `figures`, with standard errors. A task that is part of a group is left out
+    where the group itself has a result."""
+    if "harness" not in scores:
+        return []
+    found = scores["harness"]
+    models = [name for name in LABELS if scores[name]]
+    rows = []
+    for task, result in found["tasks"].items():
+        if result["part_of"] in found["tasks"]:
+            continue
+        shots, questions = result["num_fewshot"], result["questions"]
+        how = [f"{questions:,} questions" if questions else "", "" if shots is None else f"{shots} worked examples"]
+        for metric in dict.fromkeys(metric for metrics in result["models"].values() for metric in metrics):
+            up = result["higher_is_better"].get(metric)
+            better = [] if up is None else ["higher is better" if up else "lower is better"]
+            values = []
+            for name in models:
+                figure = result["models"].get(name, {}).get(metric)
+                error = figure and figure["stderr"]
+                values.append((f"{figure['value']:.3g}" if figure else "", "" if error is None else f"± {error:.2g}"))
+            rows.append((f"{task}: {metric}", ", ".join(part for part in (*how, *better) if part), values))
+    return rows
+
+
+def costs_in_words(cost: dict[str, Any]) -> str:
+    """What the data cost, in a sentence; nothing if no teacher has a price and nobody said what the machine costs."""
+    parts = []
+    if cost["usd"] is not None:
+        each = cost["usd_per_kept"]
+        row = "" if each is None else f", {dollars(each)} for each of the {cost['kept']:,} rows of training data"
+        evaluated = cost["stages"].get("evaluate", {}).get("usd")
+        own = f", {dollars(evaluated)} of it for this evaluation" if evaluated else ""
+        parts.append(f"Teachers and judges cost {dollars(cost['usd'])}{own}{row}.")
+        if cost["unpriced"]:
+            parts.append(f"Without a price, and not in it: {', '.join(cost['unpriced'])}.")
+    if cost["machine_usd"] is not None:
+        took = duration(cost["machine_s"])
+        parts.append(f"The stages before this one took the machine {took}: {dollars(cost['machine_usd'])}.")
+    return " ".join(parts)
+
+
+def _together(cost: dict[str, Any]) -> dict[str, Any]:
+    """Tokens and dollars of all stages."""
+    names = ("input_tokens", "output_tokens", "usd")
+    return {name: sum(figures[name] for figures in cost["stages"].values()) for name in names}
+
+
+def dollars(value: float) -> str:
+    """12.5 as $12.50; small amounts with two digits that say something."""
+    if value == 0 or value >= 0.1:
+        return f"${value:,.2f}"
+    return f"${value:.{1 - math.floor(math.log10(value))}f}"
+
+
+def repeated(run: Path) -> str | None:
+    """What `seqkd ablate` found for this recipe's student over several seeds, in a sentence; None if it was not run."""
+    path = run / "ablation.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    student = next((row for row in found["variants"] if row["name"] == "best_of"), None)
+    if student is None:
+        return None
+    ends, seeds = _between(student["accuracy_ci"], 100, 1), student["by_seed"]
+    each = ", ".join(percent(value) for value in seeds)
+    several = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    return (
+        f"An ablation of this run trained the student with {several}: {percent(student['accuracy'])} ({ends}) of "
+        f"{found['questions']:,} questions, by seed {each}. ablation.md beside this folder has the whole table."
+    )
 
 
 def _digits(value: float | None, scale: float = 1, digits: int = 3) -> str:
@@ -140,33 +224,29 @@ def terminal_table(scores: dict[str, Any]) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
+    # A column for each model, so that the table is as long as there are figures but never wider than a terminal.
+    models = [name for name in LABELS if scores.get(name)]
     table = Table(
         title=f"{scores['questions']:,} held-out questions",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("", no_wrap=True)
-    for column in ("accuracy %\n(95% int.)", "F1 %", "NLL", "params", "tokens/s", "p50 ms", "p95 ms"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name in LABELS:
-        model = scores.get(name)
-        if model:
-            ci = _between(model["accuracy_ci"], 100, 0).replace(" to ", "-")
-            table.add_row(
-                name.replace("_", " "),
-                _digits(model["accuracy"], 100, 1) + (f" ({ci})" if ci else ""),
-                _digits(model["token_f1"], 100, 1),
-                _digits(model["nll"]),
-                amount(model["parameters"]),
-                _digits(model["tokens_per_s"], 1, 0),
-                _digits(model["latency_p50_s"], 1000, 1),
-                _digits(model["latency_p95_s"], 1000, 1),
-            )
+    table.add_column("", overflow="fold")
+    for name in models:
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    for what, _, values in figures(scores, digits=0):
+        # Intervals here only where they tell how sure a result is.
+        sure = what in ("accuracy", "token F1", "agreement")
+        table.add_row(what, *(f"{v} ({ends.replace(' to ', '-')})" if sure and ends else v for v, ends in values))
+    for what, _, values in benchmarks(scores):
+        table.add_row(Text(what), *(" ".join(value) for value in values))
     said = headline(scores)
     lines = [Text(f"{said[0].upper()}{said[1:]}.")]
     if "judge" in scores:
         lines.append(Text(judged(scores["judge"])))
+    if costs := costs_in_words(scores["cost"]):
+        lines.append(Text(costs))
     lines += [
         Text(f"Missed: {aim['text']} ({said_of(aim)}).", style="yellow") for aim in scores["aims"] if not aim["met"]
     ]
@@ -211,7 +291,9 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
     said = headline(scores)
     asked = {row["question_id"]: row["question"] for row in predictions}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(plain=plain, percent=percent, amount=amount, duration=duration, said_of=said_of)
+    environment.filters.update(
+        plain=plain, percent=percent, amount=amount, duration=duration, dollars=dollars, said_of=said_of
+    )
     return environment.from_string((here / "report.html.jinja").read_text(encoding="utf-8")).render(
         style=Markup(style),
         # The policy allows this very style sheet and nothing else.
@@ -225,6 +307,11 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         rows=figures(scores),
         whiskers=whiskers(scores),
         account=account,
+        benchmarks=benchmarks(scores),
+        cost=scores["cost"],
+        costs=costs_in_words(scores["cost"]),
+        together=_together(scores["cost"]),
+        repeated=repeated(run),
         bar=bar(account, manifests),
         stages=[(stage, flow.outcomes(manifests[stage]), manifests[stage]["seconds"]) for stage in manifests],
         manifests=manifests,
@@ -247,9 +334,6 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         coverage=coverage_of(manifests["generate"]["counts"]["coverage"]) if _has_coverage(manifests) else [],
         facets=facet_bars(manifests["generate"]["counts"]["coverage"]) if _has_coverage(manifests) else [],
         target=manifests.get("generate", {}).get("counts", {}).get("target"),
-        usage=manifests["collect"]["counts"].get("usage") if "collect" in manifests else None,
-        judging=manifests.get("filter", {}).get("counts", {}).get("usage"),
-        seconds=sum(manifest["seconds"] for manifest in manifests.values()),
         recipe=json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
     )
 

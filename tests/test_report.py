@@ -39,7 +39,9 @@ def model(accuracy: float | None, **more) -> dict:
         "disk_bytes": 11_400_000, "memory_bytes": 11_400_000,
         "peak_memory_bytes": 62_000_000, "usd_per_million_tokens": None, "tokens_per_s": 5120.0,
         "tokens_per_s_range": [5000.0, 5200.0], "latency_p50_s": 0.0123, "latency_p95_s": 0.02,
-        "first_token_p50_s": 0.004,
+        "first_token_p50_s": 0.004, "first_token_p95_s": 0.006, "tokens_per_s_one": 410.0,
+        "tokens_per_s_one_range": [400.0, 420.0], "agreement_ci": [0.7, 0.9], "rouge_l_ci": [0.7, 0.9],
+        "chrf_ci": [0.8, 0.9], "unanswered": 0,
     } | more  # fmt: skip
 
 
@@ -59,6 +61,12 @@ def scores_of(**models) -> dict:
             {"name": "filtered_beats_random", "text": "filtered answers teach more", "value": -0.01, "target": 0.0,
              "met": False},
         ],
+        "unseen": {"rows": 64, "items": 60, "withheld_exact": 0, "withheld_overlap": 6},
+        "cost": {
+            "stages": {"collect": {"requests": 100, "input_tokens": 1234, "output_tokens": 567, "usd": 0.25},
+                       "evaluate": {"requests": 60, "input_tokens": 100, "output_tokens": 50, "usd": 0.05}},
+            "usd": 0.3, "unpriced": [], "kept": 64, "usd_per_kept": 0.25 / 64, "machine_s": 75.0, "machine_usd": None,
+        },
     }  # fmt: skip
 
 
@@ -209,7 +217,10 @@ def test_page_tells_the_whole_story(run):
         "agreement: 16" in page and "held_out_overlap: 6" in page and "\nkept " in page
     )  # examples and what they repeat
     assert page.count("<polyline") == 4
-    assert "0.2500 US dollars (0.003906 for each row kept)" in page
+    assert "Teachers and judges cost $0.30, $0.050 of it for this evaluation, $0.0039 for each of the 64 rows" in page
+    said = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    assert "collect 12.5 s 20.1 s 1,234 567 $0.25" in said and "together 1 min 15 s 1,334 617 $0.30" in said
+    assert "compared all 64 rows" in page and "withheld 0 rows" in page and "from one seed" in page
     assert page == page_of(run, scores_of(**ALL), predictions())  # the same bytes
 
 
@@ -308,7 +319,7 @@ def shown(scores: dict) -> str:
 
 def test_terminal_table():
     text = shown(scores_of(**ALL))
-    assert "82.0 (77-87)" in text and "700 k" in text and "11,800" in text
+    assert "82.0% (77-87)" in text and "700 k" in text and "11,800" in text and "410" in text and "6.0 ms" in text
     assert "Missed: filtered answers teach more" in text and "Missed: the student keeps" not in text
 
 

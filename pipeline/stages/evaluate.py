@@ -4,6 +4,8 @@ The teacher, the student and the baselines answer the same held-out questions in
 written: predictions (one row a question and model), scores.json (the figures, under stable keys), the report, and
 model_card.md, the student's card with its scores.
 
+- unseen: before anything is asked, assemble's guard compares what the student was trained on with the questions once
+  more; if one of them is there, the stage stops.
 - accuracy and token_f1: exact match and token overlap with the best accepted answer, after the normalisation of SQuAD
   (Rajpurkar et al., 2016). Null where no question has an accepted answer.
 - nll: nats a token that a model gives to the teacher's greedy answers, their end of turn included. Only comparable
@@ -14,6 +16,10 @@ model_card.md, the student's card with its scores.
 - win rate: with evaluate.judge, how often a judge finds the student's answer better than the teacher's, ties half. It
   is asked in both orders and does not know whose answers they are (pipeline/judge.py).
 - speed: the models take turns, so that whatever else the machine does hits all of them alike.
+- harness: with evaluate.harness, tasks of lm-evaluation-harness (pipeline/harness.py).
+- cost: what the run's teachers and judges took, from the stages' manifests.
+
+docs/evaluate.md says what each figure means and what it cannot say.
 """
 
 import itertools
@@ -25,27 +31,30 @@ import string
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline import artifacts, asking, cards, judge, paths, questions, report
+from pipeline import artifacts, asking, cards, flow, harness, judge, near, overlap, paths, questions, report
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.questions import Question
 from pipeline.recipe import Evaluate, Recipe, Teacher
 from pipeline.records import PREDICTIONS, Message, Row, canonical_json, make_id
-from pipeline.stages import collect
+from pipeline.stages import assemble, collect, dedupe
 from pipeline.stages.train import open_student
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 
 VERSION = 2
 SECTIONS = ("generate", "collect", "train", "evaluate")
+READS = {"student": "train", "metrics.jsonl": "train", "train": "assemble", "validation": "assemble"}
 # README.md: report and model card say what became of every answer, and so does the data card.
-READS = {"student": "train", "metrics.jsonl": "train", "README.md": "assemble"}
+READS |= {"README.md": "assemble"}
 
 MODELS = ("teacher", "student", "untrained", "random_subset")
 
@@ -57,6 +66,46 @@ LONGEST_S = 20.0
 
 Chats = dict[str, list[list[Message]]]  # model -> each question as that model is asked it
 Answers = dict[str, list[Row]]  # model -> what local.answer returns for each question, in their order
+
+
+def unseen(recipe: Recipe, inputs: dict[str, Path]) -> dict[str, int]:
+    """Prove that no held-out question is among the rows that the student was trained or validated on, whole or edited,
+    with the guard that assemble used.
+
+    Returns {"rows": compared here, "items": that they were compared with}. Raises UserError if a question is there: it
+    was not held out when assemble ran.
+    """
+    items = assemble.forbidden(recipe)
+    index = overlap.index(items, recipe.assemble.overlap)
+    rows, found = 0, dict[int, str]()
+    for path in (inputs["train"], inputs["validation"]):
+        compiled = dedupe.text_bytes(path, ("prompt", "completion")) >= near.COMPILE_BYTES
+        with progress(f"comparing {path.stem} with the questions", artifacts.count_rows(path), "rows") as advance:
+            for batch in artifacts.read_batches(path, ["id", "prompt", "completion"]):
+                turns = [
+                    dedupe.texts_of(pa.record_batch([batch["id"], batch[name]], ["id", "messages"]), ("messages",))
+                    for name in ("prompt", "completion")
+                ]
+                texts = pc.binary_join_element_wise(*turns, near.PART)
+                for hit in overlap.find(index, texts, compiled):
+                    found.setdefault(hit.item, batch["id"][hit.row].as_py())
+                rows += batch.num_rows
+                advance(batch.num_rows)
+    if found:
+        item, row = next(iter(found.items()))
+        raise UserError(
+            f"{len(found):,} of {len(items):,} held-out questions are in the training data, word for word or edited: "
+            f"{items[item].text[:200]!r} in row {row}. They were not held out when assemble ran. Make the training "
+            "data again without them (--from assemble), or evaluate on other questions."
+        )
+    return {"rows": rows, "items": len(items)}
+
+
+def withheld(run: Path) -> dict[str, int]:
+    """Rows that assemble withheld because they repeat a held-out question: {"withheld_exact", "withheld_overlap"}."""
+    manifest = flow.read_manifest(run, "assemble")
+    reasons = manifest["counts"].get("reasons", {}) if manifest else {}
+    return {f"withheld_{kind}": reasons.get(f"held_out_{kind}", 0) for kind in ("exact", "overlap")}
 
 
 def normalise(text: str) -> str:
@@ -266,7 +315,12 @@ def latency(models: dict[str, Loaded], chats: Chats, numbers: Sequence[int], max
 
 
 def mark(model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Sequence[tuple[float, int]]) -> list[Row]:
-    """A model's rows of predictions, in the order of the questions."""
+    """A model's rows of predictions, in the order of the questions. A teacher that could not answer is neither right
+    nor wrong; a student that cannot, because the question is too long for it, is wrong."""
+    gold = [
+        question.answers and not (model == "teacher" and answer.get("finish_reason") == "error")
+        for question, answer in zip(asked, answers, strict=True)
+    ]
     return [
         {
             "id": make_id("prediction", question.id, model),
@@ -276,25 +330,21 @@ def mark(model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Se
             "question": question.prompt,
             "answers": list(question.answers),
             "text": answer["text"],
-            "exact": exact_match(answer["text"], question.answers) if question.answers else None,
-            "token_f1": token_f1(answer["text"], question.answers) if question.answers else None,
+            "exact": exact_match(answer["text"], question.answers) if marked else None,
+            "token_f1": token_f1(answer["text"], question.answers) if marked else None,
             "nll": total / tokens if tokens else None,
             "output_tokens": answer["output_tokens"],
         }
-        for question, answer, (total, tokens) in zip(asked, answers, nats, strict=True)
+        for question, answer, (total, tokens), marked in zip(asked, answers, nats, gold, strict=True)
     ]
 
 
-def likeness(texts: Sequence[str], teacher: Sequence[str]) -> dict[str, float | None]:
-    """How like the teacher's answers a model's are: the mean over the questions to which the teacher said anything."""
-    pairs = [(ours, theirs) for ours, theirs in zip(texts, teacher, strict=True) if theirs.strip()]
-    if not pairs:
-        return {"agreement": None, "rouge_l": None, "chrf": None}
-    return {
-        "agreement": statistics.fmean(normalise(ours) == normalise(theirs) for ours, theirs in pairs),
-        "rouge_l": statistics.fmean(rouge_l(ours, theirs) for ours, theirs in pairs),
-        "chrf": statistics.fmean(chrf(ours, theirs) for ours, theirs in pairs),
-    }
+LIKENESS: dict[str, Callable[[str, str], float]] = {
+    "agreement": lambda ours, theirs: normalise(ours) == normalise(theirs),
+    "rouge_l": rouge_l,
+    "chrf": chrf,
+}
+"""How like the teacher's answer a model's is: over the questions to which the teacher said anything."""
 
 
 def compare(
@@ -307,11 +357,22 @@ def compare(
     """The quality of each model and of the pairs, with intervals."""
     # Every figure is a ratio of two of these columns' sums over the questions.
     columns: dict[str, list[float]] = {"gold": [bool(question.answers) for question in asked]}
+    said = [row["text"] if row["text"].strip() else None for row in predictions.get("teacher", [])]
+    columns["said"] = [text is not None for text in said] or [0.0] * len(asked)
+    # Questions that the teacher could not answer at all (its provider failed) say nothing of what the student kept.
+    columns["answered"] = [row["exact"] is not None for row in predictions.get("teacher", [])] or columns["gold"]
     for name, rows in predictions.items():
+        if said and name != "teacher":
+            for key, like in LIKENESS.items():
+                pairs = zip((row["text"] for row in rows), said, strict=True)
+                columns[f"{name} {key}"] = [0.0 if theirs is None else like(ours, theirs) for ours, theirs in pairs]
         columns[f"{name} exact"] = [row["exact"] or 0 for row in rows]
         columns[f"{name} f1"] = [row["token_f1"] or 0 for row in rows]
         columns[f"{name} nats"] = [nats for nats, _ in surprises[name]]
         columns[f"{name} tokens"] = [tokens for _, tokens in surprises[name]]
+    columns["kept"] = [
+        exact * there for exact, there in zip(columns["student exact"], columns["answered"], strict=True)
+    ]
     if "random_subset" in predictions:
         pair = zip(columns["student exact"], columns["random_subset exact"], strict=True)
         columns["gain"] = [ours - theirs for ours, theirs in pair]
@@ -327,15 +388,18 @@ def compare(
             return float(totals[above] / totals[below]), interval(samples[above] / samples[below])
 
     scores: dict[str, Any] = {"questions": len(asked), "questions_with_answers": int(totals["gold"])}
-    teacher = [row["text"] for row in predictions["teacher"]] if "teacher" in predictions else [""] * len(asked)
-    for name, rows in predictions.items():
-        texts = [row["text"] for row in rows]
-        figures: dict[str, Any] = likeness(texts, teacher if name != "teacher" else [""] * len(texts))
-        figures["accuracy"], figures["accuracy_ci"] = ratio(f"{name} exact", "gold")
-        figures["token_f1"], figures["token_f1_ci"] = ratio(f"{name} f1", "gold")
-        figures["nll"], figures["nll_ci"] = ratio(f"{name} nats", f"{name} tokens")
+    for name in predictions:
+        figures: dict[str, Any] = {}
+        gold = "answered" if name == "teacher" else "gold"
+        for key, above, below in (
+            ("accuracy", "exact", gold),
+            ("token_f1", "f1", gold),
+            ("nll", "nats", f"{name} tokens"),
+            *((key, key, "said") for key in LIKENESS),
+        ):
+            figures[key], figures[f"{key}_ci"] = ratio(f"{name} {above}", below)
         scores[name] = figures
-    scores["retention"], scores["retention_ci"] = ratio("student exact", "teacher exact")
+    scores["retention"], scores["retention_ci"] = ratio("kept", "teacher exact")
     scores["over_random_subset"], scores["over_random_subset_ci"] = ratio("gain", "gold")
     return scores
 
@@ -404,6 +468,8 @@ def measure(
     tokens = max(1, round(statistics.fmean(usual or [1])))
     prompts = full_batch(models, chats, tokens, config.batch_size)
     seconds = throughput(models, prompts, tokens) if prompts else {}
+    one = {name: rows[:1] for name, rows in prompts.items()}
+    alone = throughput(models, one, tokens) if prompts else {}
     questions = range(len(chats["student"]))
     numbers = random.Random(recipe.seed).sample(questions, min(config.latency_questions, len(questions)))
     whole = latency(models, chats, numbers, config.max_tokens)
@@ -420,9 +486,12 @@ def measure(
             "peak_memory_bytes": peak_memory(loaded, prompts[name], tokens) if prompts else None,
             "tokens_per_s": rate,
             "tokens_per_s_range": [made / max(seconds[name]), made / min(seconds[name])] if seconds else None,
+            "tokens_per_s_one": tokens / statistics.median(alone[name]) if alone else None,
+            "tokens_per_s_one_range": [tokens / max(alone[name]), tokens / min(alone[name])] if alone else None,
             "latency_p50_s": float(np.percentile(whole[name], 50)),
             "latency_p95_s": float(np.percentile(whole[name], 95)),
             "first_token_p50_s": float(np.percentile(first[name], 50)),
+            "first_token_p95_s": float(np.percentile(first[name], 95)),
             "usd_per_million_tokens": per_hour / (rate * 3600) * 1e6 if rate and per_hour is not None else None,
         }
     conditions = {
@@ -437,6 +506,44 @@ def measure(
         "one_tokenizer": len({canonical_json(loaded.tokenizer.get_vocab()) for loaded in models.values()}) == 1,
     }
     return figures, conditions
+
+
+def cost(run: Path, recipe: Recipe, usages: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """What the data of a run cost, and its evaluation.
+
+    run: the run's folder. usages: what evaluate's teacher and judge took. Returns {"stages": {stage that asked a
+    teacher: {"requests", "input_tokens", "output_tokens", "usd"}}, "usd": of all stages; None where no teacher has a
+    price, "unpriced": those without one that do not run in this process, "kept": rows of the training data,
+    "usd_per_kept": what one of them took, prompt, answers and judging, "machine_s": of the stages before this one,
+    "machine_usd"}. Answers that the store had from another run are counted at what they cost then.
+    """
+    stages, seconds = {}, 0.0
+    for stage in flow.STAGES[: flow.STAGES.index("evaluate")]:
+        if manifest := flow.read_manifest(run, stage):
+            seconds += manifest["seconds"]
+            if manifest["counts"].get("usage"):
+                stages[stage] = _summed([manifest["counts"]["usage"]])
+    if given := [usage for usage in usages if usage]:
+        stages["evaluate"] = _summed(given)
+    makers = [*recipe.collect.teachers, *(recipe.filter_judge.teachers if recipe.filter_judge else [])]
+    asked = makers + (recipe.judging(recipe.evaluate.judge).teachers if recipe.evaluate.judge else [])
+    kept = flow.account(run).get("kept", 0)
+    data = sum(figures["usd"] for stage, figures in stages.items() if stage != "evaluate")
+    per_hour = recipe.evaluate.usd_per_hour
+    return {
+        "stages": stages,
+        "usd": sum(figures["usd"] for figures in stages.values()) if any(one.price for one in asked) else None,
+        "unpriced": sorted({collect.teacher_name(one) for one in asked if not one.price and one.provider != "local"}),
+        "kept": kept,
+        "usd_per_kept": data / kept if kept and any(one.price for one in makers) else None,
+        "machine_s": round(seconds, 3),
+        "machine_usd": None if per_hour is None else seconds / 3600 * per_hour,
+    }
+
+
+def _summed(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = {"requests": "requests_sent", "input_tokens": "input_tokens", "output_tokens": "output_tokens"}
+    return {name: sum(usage[key] for usage in usages) for name, key in (names | {"usd": "cost_usd"}).items()}
 
 
 def disk_bytes(model: str) -> int | None:
@@ -517,9 +624,14 @@ def ask_hosted(recipe: Recipe, teacher: Teacher, asked: Sequence[Question], out:
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
-    """Where the held-out questions come from, and the templates and files that determine the teacher."""
-    judging = paths.template_of(recipe.domain, "judge_compare.jinja") if recipe.evaluate.judge else None
-    return collect.sources(recipe) | questions.sources(recipe) | ({"judge_compare.jinja": judging} if judging else {})
+    """Where the held-out questions come from and what else assemble's guard reads, the templates and files that
+    determine the teacher, tasks of the user's own."""
+    files = collect.sources(recipe) | assemble.sources(recipe)
+    if recipe.evaluate.judge:
+        files["judge_compare.jinja"] = paths.template_of(recipe.domain, "judge_compare.jinja")
+    if recipe.evaluate.harness and recipe.evaluate.harness.include:
+        files["harness.include"] = recipe.evaluate.harness.include
+    return files
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -535,6 +647,9 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
             f"there are no held-out questions: data/{recipe.domain} has no facts and evaluate.questions names no file. "
             'Give evaluate.questions a .jsonl file with {"prompt": ..., "answer": ...} lines.'
         )
+    run_folder = inputs["student"].parent.parent
+    tasks = harness.load(config.harness) if config.harness else {}
+    compared = unseen(recipe, inputs)
     teacher = examined(recipe)
     models = open_models(recipe, inputs["student"], teacher)
     system = collect.system_message(recipe)
@@ -556,6 +671,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     for name in MODELS:
         if name in answers:
             scores[name] |= figures.get(name, unmeasured) | {"name": _name(recipe, name)}
+            scores[name]["unanswered"] = sum(row["finish_reason"] == "error" for row in answers[name])
         else:
             scores[name] = None
     ours, theirs = scores["student"], scores["teacher"] or unmeasured
@@ -566,14 +682,19 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     scores["usage"] = usage
     if config.judge and "teacher" in answers:
         scores["judge"] = against_teacher(recipe, asked, answers["student"], answers["teacher"], out)
+    if config.harness:
+        scores["harness"] = harness.measure(
+            models, tasks, config.harness, config.batch_size, config.bootstrap, recipe.seed
+        )
+    scores["cost"] = cost(run_folder, recipe, [usage, scores.get("judge", {}).get("usage")])
+    scores["unseen"] = compared | withheld(run_folder)
 
     rows = sorted((row for rows in predictions.values() for row in rows), key=lambda row: row["id"])
     artifacts.write_table(out / "predictions.parquet", PREDICTIONS, rows)
     artifacts.write_json(out / "scores.json", scores)
-    folder = inputs["student"].parent.parent
-    page = report.build(folder, recipe, scores, rows, inputs["metrics.jsonl"])
+    page = report.build(run_folder, recipe, scores, rows, inputs["metrics.jsonl"])
     artifacts.write_text(out / "report.html", page)
-    card = cards.model_card(cards.story_before("evaluate", recipe, folder), scores)
+    card = cards.model_card(cards.story_before("evaluate", recipe, run_folder), scores)
     artifacts.write_text(out / "model_card.md", card)
     return {"outcomes": {"predictions": len(rows)}, "questions": len(asked), "note": report.headline(scores)}
 

@@ -234,13 +234,15 @@ def continuing(recipe: Recipe) -> Teacher:
     )
 
 
-def ask_writers(recipe: Recipe, out: Path, conversations: list[list[Message]]) -> list[str | None]:
-    """What the recipe's teachers answer to each conversation, None where there is no answer that ended by itself."""
+def ask_writers(recipe: Recipe, out: Path, used: Counter[str], conversations: list[list[Message]]) -> list[str | None]:
+    """What the recipe's teachers answer to each conversation, None where there is no answer that ended by itself. Adds
+    to `used` what that took: tokens, dollars, requests."""
     assert recipe.writers
     section = recipe.writers.model_copy(update={"system": None})
     if conversations and conversations[0][-1]["role"].startswith(written.OPENING):
         section = section.model_copy(update={"teachers": [continuing(recipe)]})
-    rows, _ = asking.ask(recipe, section, conversations, out)
+    rows, usage = asking.ask(recipe, section, conversations, out)
+    used.update({name: amount for name, amount in usage.items() if name != "spent_usd"})  # that one is a running total
     return [row["text"] if row and row["finish_reason"] == "stop" else None for row in rows]
 
 
@@ -458,11 +460,11 @@ def take_more(supply: Supply, methods: dict[str, float], want: int | None) -> No
                 supply.dry[method] = f"{method} has {said}"
 
 
-def choose(recipe: Recipe, inputs: dict[str, Path], out: Path, taxonomy: Domain | None) -> Chosen:
-    """The prompts of a recipe. `out`: the stage's folder; nothing is left in it."""
+def choose(recipe: Recipe, inputs: dict[str, Path], out: Path, taxonomy: Domain | None, used: Counter[str]) -> Chosen:
+    """The prompts of a recipe. `out`: the stage's folder; nothing is left in it. `used`: see `ask_writers`."""
     section = recipe.generate
     steering = Steering()
-    supply = open_methods(recipe, inputs, partial(ask_writers, recipe, out), steering)
+    supply = open_methods(recipe, inputs, partial(ask_writers, recipe, out, used), steering)
     more = partial(take_more, supply, {"file": 1.0} if section.file else dict(section.methods.items()))
     if section.target_kept:
         kept = until_kept(recipe, out, supply.taken, more, steering, taxonomy)
@@ -479,8 +481,9 @@ def choose(recipe: Recipe, inputs: dict[str, Path], out: Path, taxonomy: Domain 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write prompts.parquet to `out`. Returns {"outcomes": {"prompts": n}, "reasons": {reason: candidates left out},
-    "coverage": see `coverage`, "target": {"wanted", "kept", "rounds"} where the recipe gives target_kept, "note": which
-    methods ran dry, and why fewer prompts or kept rows came out than asked for, where that is so}.
+    "coverage": see `coverage`, "target": {"wanted", "kept", "rounds"} where the recipe gives target_kept, "usage": what
+    the teachers took that wrote prompts, "note": which methods ran dry, and why fewer prompts or kept rows came out
+    than asked for, where that is so}.
 
     Raises UserError if not one prompt comes out, RecipeError for what is wrong in a file.
     """
@@ -491,7 +494,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     taxonomy = read_domain(inputs["domain.yaml"]) if "domain.yaml" in inputs else None
     if taxonomy and section.facets.sampling == "balanced":
         taxonomy = taxonomy._replace(weights={})
-    taken, left_out, notes, kept = choose(recipe, inputs, out, taxonomy)
+    used: Counter[str] = Counter()
+    taken, left_out, notes, kept = choose(recipe, inputs, out, taxonomy, used)
     reasons = dict(sorted(left_out.items()))
     if not taken:
         said = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "there were no candidates"
@@ -503,6 +507,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         "reasons": reasons,
         "coverage": coverage(table, taxonomy, kept.rows if kept else None),
     }
+    if used:
+        counts["usage"] = dict(used)
     if kept:
         counts["target"] = {"wanted": section.target_kept, "kept": kept.rows.total(), "rounds": kept.rounds}
     return counts | ({"note": "; ".join(notes)} if notes else {})

@@ -153,12 +153,18 @@ def test_aims():
 # --- the stage, on the models of a finished tiny run ------------------------------------------------------------------
 
 
+def inputs_of(run: Path) -> dict[str, Path]:
+    """What flow gives the stage to read."""
+    return {
+        name: run / stage / (f"{name}.parquet" if stage == "assemble" else name)
+        for name, stage in evaluate.READS.items()
+    }
+
+
 def evaluated(finished: Path, out: Path, *overrides: str) -> dict:
     """scores.json of the tiny run evaluated again with another recipe."""
     recipe = load_recipe(finished / "tiny.yaml", list(overrides))
-    train = finished / "data" / "runs" / "tiny" / "train"
-    inputs = {"student": train / "student", "metrics.jsonl": train / "metrics.jsonl"}
-    evaluate.run(recipe, inputs, out)
+    evaluate.run(recipe, inputs_of(finished / "data" / "runs" / "tiny"), out)
     return json.loads((out / "scores.json").read_text())
 
 
@@ -282,7 +288,7 @@ def test_a_judge_compares_student_and_teacher(finished, tmp_path, monkeypatch):
             assert (found["tie"], found["win_rate"], low, high) == (8, 0.5, 0.5, 0.5)
         page = (out / "report.html").read_text()
         assert f"{judge.__name__} judged 8 answers" in page and "canary" not in page
-        assert "The judge of the answers side by side read" in page
+        assert scores["cost"]["stages"]["evaluate"]["requests"] == 2 * differ
         assert found["usage"]["requests_sent"] == 2 * differ
     lines = evaluate.estimate(load_recipe(finished / "tiny.yaml", changes))
     assert [(line["requests"], line["usd"]) for line in lines] == [(16, None)]
