@@ -14,22 +14,34 @@ is linked too, so nothing is asked, filtered or trained twice. Each student answ
 greedily; its answers are a table in data/runs/NAME/ablation, named by all that determines them. A killed ablation
 therefore goes on with the same command, and comes to the same table.
 
+Students are trained and examined side by side, each in a process with one thread. Small models gain little from a
+second thread, and the number of threads changes how sums are rounded: with one everywhere, the table does not depend
+on the number of cores. For the same reason the students that the run NAME itself has trained are not taken.
+
 Only the student's seed changes between seeds (train.seed: random weights, order of rows, dropout); the data are the
 same. Intervals are 95% percentile bootstrap over questions, those about one fact together, and over seeds, all variants
 in the same draws: differences are paired. With few seeds such an interval is somewhat too narrow; each seed's accuracy
 is in ablation.json.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline import artifacts, flow, questions
-from pipeline.errors import UserError, nearest
-from pipeline.progress import say
+from pipeline.errors import SeqkdError, UserError, nearest
+from pipeline.progress import progress, say
 from pipeline.questions import Question
 from pipeline.recipe import Dedupe, Recipe, load_recipe
 from pipeline.records import PREDICTIONS, Message, make_id
@@ -37,8 +49,8 @@ from pipeline.stages import collect, evaluate, train
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 
-STAGES = ("filter", "dedupe", "assemble", "train")
-"""What each variant makes for itself, or links; generate and collect are always those of the run."""
+ROWS = ("filter", "dedupe", "assemble")
+"""What each variant makes for itself before it is trained, or links; generate and collect are always the run's."""
 
 STEPS = {"raw": "raw", "filter": "+ filter", "dedupe": "+ dedupe", "best_of": "+ best-of"}
 
@@ -53,6 +65,7 @@ class Variant(NamedTuple):
     seed: int
     run: Path
     recipe: Recipe
+    before: Path | None  # the run whose student it goes on from
 
 
 class Student(NamedTuple):
@@ -68,12 +81,13 @@ class Student(NamedTuple):
 
 def ablate(
     recipe: Path, run: Path, *, overrides: Sequence[str] = (), seeds: int = 3, methods: Sequence[str] = (),
-    force: bool = False,
+    force: bool = False, jobs: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and examine every variant of a recipe and write ablation.json and ablation.md into the run's folder.
 
     run: data/runs/NAME. seeds: how many, from the recipe's on. methods: as ablate.methods, which it replaces; the
-    first trains the steps. Returns what ablation.json has:
+    first trains the steps. jobs: students at a time; None: one a core, or one where there is a GPU. The processes are
+    spawned: a script that calls this needs the usual `if __name__ == "__main__":`. Returns what ablation.json has:
     {"seeds", "questions", "teacher": accuracy, "variants": [{"name", "label", "rows", "accuracy", "accuracy_ci",
     "by_seed", "retention", "over_before", "over_random", ..._ci}]}. Raises SeqkdError.
     """
@@ -91,7 +105,13 @@ def ablate(
     # All recipes first: a mistake in one of them is told before an hour of training, not after.
     numbers = [train.student_seed(base) + number for number in range(seeds)]
     variants = [
-        Variant(name, seed, run.with_name(f"{run.name}-{name}-{seed}"), load_recipe(recipe, [*overrides, *changes]))
+        Variant(
+            name,
+            seed,
+            _folder(run, name, seed),
+            load_recipe(recipe, [*overrides, *changes]),
+            _folder(run, "best_of", seed) if name == "on_policy" else None,
+        )
         for seed in numbers
         for name, changes in _changes(base, names, seed, run).items()
     ]
@@ -101,12 +121,12 @@ def ablate(
         out = run / "ablation"
         out.mkdir(exist_ok=True)
         teacher = _teacher(base, asked, out)
-        donors, found = [run], dict[str, list[Path]]()
-        for number, variant in enumerate(variants, 1):
-            say(f"{variant.run.name}: {number} of {len(variants)}")
-            _make(variant, run, donors, force)
-            donors.append(variant.run)
-            for name, answers in _examine(variant, asked, out, first=variant.name == "raw").items():
+        for number, variant in enumerate(variants):
+            _make_rows(variant, [run, *(before.run for before in variants[:number])], force)
+        _train_all(variants, asked, out, jobs or _jobs(), force)
+        found = dict[str, list[Path]]()
+        for variant in variants:
+            for name, answers in _examine(variant, asked, out).items():
                 found.setdefault(name, []).append(answers)
         students = _students(names, variants, found)
         scores = score(asked, students, teacher, base.evaluate.bootstrap, base.seed)
@@ -118,8 +138,7 @@ def ablate(
 
 def _changes(base: Recipe, methods: Sequence[str], seed: int, run: Path) -> dict[str, list[str]]:
     """Variant -> what --set would say to make it from the recipe."""
-    # The recipe's own seed is left as it is, so that what a run of this recipe has trained is not trained again.
-    common = [] if seed == train.student_seed(base) else [f"train.seed={seed}"]
+    common = [f"train.seed={seed}"]
     special = {str(method): given for method, given in base.ablate.changes.items()}
     own = [] if methods[0] == base.train.method else [f"train.method={methods[0]}"]
     every = f"assemble.best_of={UNLIMITED}"
@@ -137,27 +156,114 @@ def _changes(base: Recipe, methods: Sequence[str], seed: int, run: Path) -> dict
         if method == "on_policy":
             # A student that cannot answer yet has nothing to be scored: as in the paper, it begins where the first
             # method ended.
-            found[method].append(f"train.student={json.dumps(str(_student(run, seed)))}")
+            student = _folder(run, "best_of", seed) / "train" / "student"
+            found[method].append(f"train.student={json.dumps(str(student))}")
         found[method] += special.get(method, [])
     return found
 
 
-def _student(run: Path, seed: int) -> Path:
-    return run.with_name(f"{run.name}-best_of-{seed}") / "train" / "student"
+def _folder(run: Path, name: str, seed: int) -> Path:
+    return run.with_name(f"{run.name}-{name}-{seed}")
 
 
-def _make(variant: Variant, base: Path, donors: Sequence[Path], force: bool) -> None:
-    """The stages of a variant, linked where a donor has them."""
+def _make_rows(variant: Variant, donors: Sequence[Path], force: bool) -> None:
+    """The stages of a variant before the training, linked where a donor has them."""
+    say(f"{variant.run.name}:")
     with flow.lock(variant.run), flow.storage_errors():
         for stage in ("generate", "collect"):
-            flow.link(base, stage, variant.run)
-        for stage in STAGES:
+            flow.link(donors[0], stage, variant.run)
+        for stage in ROWS:
             flow.link_same(donors, stage, variant.recipe, variant.run)
             flow.execute(stage, variant.recipe, variant.run, force=force)
 
 
-def _examine(variant: Variant, asked: Sequence[Question], out: Path, *, first: bool) -> dict[str, Path]:
-    """The answers of a variant's students: {row of the table: its answers}. first: those before training too."""
+def _train_all(variants: Sequence[Variant], asked: Sequence[Question], out: Path, jobs: int, force: bool) -> None:
+    """Train and examine all students, `jobs` at a time."""
+    for path in out.glob("*.partial"):
+        path.unlink()  # of one that was killed
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has used OpenMP hangs
+    waiting, done = list(variants), list[Path]()
+    running: dict[Future[None], tuple[Variant, str]] = {}
+    with progress("students", len(variants), "students") as advance:
+        with ProcessPoolExecutor(min(jobs, len(variants)), context, _begin) as pool, _stopped_on_error():
+            while waiting or running:
+                for variant in list(waiting):
+                    if variant.before and variant.before not in done:
+                        continue
+                    key = flow.fingerprint("train", variant.recipe, variant.run)
+                    if key in (other for _, other in running.values()):
+                        continue  # the same student: linked when it is there
+                    running[pool.submit(_train, variant, list(done), asked, out, force)] = variant, key
+                    waiting.remove(variant)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    variant, _ = running.pop(future)
+                    _result(future, variant)
+                    done.append(variant.run)
+                    advance(1)
+
+
+def _jobs() -> int:
+    """How many students are trained at a time."""
+    import torch
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin() -> None:
+    """What a process that trains students does first."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it through its parent
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """However the parent went (kill -9, a SIGTERM of a scheduler): nobody would read what this process makes."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _stopped_on_error() -> Iterator[None]:
+    """If one student fails, or on Ctrl-C, the others are not waited for: the same command goes on with them."""
+    try:
+        yield
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+
+
+def _result(done: "Future[None]", variant: Variant) -> None:
+    log = variant.run / "ablation.log"
+    try:
+        done.result()
+    except SeqkdError as error:
+        raise type(error)(f"{variant.run.name}: {error}") from error
+    except BrokenProcessPool as error:
+        raise SeqkdError(
+            f"{variant.run.name}: its training was killed; if memory ran out, give a smaller --jobs. See {log}. "
+            "The same command goes on from here."
+        ) from error
+
+
+def _train(variant: Variant, donors: Sequence[Path], asked: Sequence[Question], out: Path, force: bool) -> None:
+    """Train a variant's students and have them examined: the work of one of several processes. What it says goes to
+    ablation.log in the variant's folder, for the lines of several would be mixed."""
+    with (variant.run / "ablation.log").open("w", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        with flow.lock(variant.run), flow.storage_errors():
+            flow.link_same(donors, "train", variant.recipe, variant.run)
+            flow.execute("train", variant.recipe, variant.run, force=force)
+            _examine(variant, asked, out)
+
+
+def _examine(variant: Variant, asked: Sequence[Question], out: Path) -> dict[str, Path]:
+    """The answers of a variant's students: {row of the table: its answers}; with raw those before training too."""
     config = variant.recipe.train
     manifest = flow.read_manifest(variant.run, "train")
     assert manifest
@@ -168,7 +274,7 @@ def _examine(variant: Variant, asked: Sequence[Question], out: Path, *, first: b
     def trained(path: Path) -> Callable[[], Loaded]:
         return lambda: local.load(path, trust_remote_code=trust)
 
-    if first:
+    if variant.name == "raw":
         # A student with random weights differs with the seed, one from a folder or the hub does not.
         who: list[Any] = ["untrained", config.student]
         if not isinstance(config.student, str):
@@ -209,7 +315,7 @@ def _place(who: Sequence[Any], recipe: Recipe, asked: Sequence[Question], out: P
 
 def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a table of answers, whole or not at all."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may examine the same model
     artifacts.write_table(partial, PREDICTIONS, rows)
     partial.rename(path)
     artifacts.sync_folder(path.parent)

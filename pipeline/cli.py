@@ -159,6 +159,9 @@ def ablate(
     methods: Annotated[
         str | None, typer.Option(metavar="A,B", help="Methods of train to compare [default: ablate.methods].")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Students trained at a time [default: one a core, or one with a GPU].")
+    ] = None,
     set_: SetOption = None,
     force: ForceOption = False,
     data: DataOption = None,
@@ -172,7 +175,7 @@ def ablate(
     _, folder = _load(recipe, set_, run)
     named = [name.strip() for name in methods.split(",") if name.strip()] if methods else []
     scores = ablate_module.ablate(
-        paths.find_recipe(recipe), folder, overrides=set_ or [], seeds=seeds, methods=named, force=force
+        paths.find_recipe(recipe), folder, overrides=set_ or [], seeds=seeds, methods=named, force=force, jobs=jobs
     )
     typer.echo(ablate_module.table(scores) + f"\n{folder / 'ablation.md'}")
 

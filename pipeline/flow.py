@@ -183,12 +183,17 @@ def link_same(sources: Sequence[Path], stage: str, recipe: Recipe, run: Path) ->
     inputs, if one has. The caller holds the run's lock."""
     if read_manifest(run, stage) or _partial(run, stage).exists():
         return
-    fingerprint = _fingerprint(_basis(stage, stage_module(stage), recipe, run)[1])
+    own = fingerprint(stage, recipe, run)
     for source in sources:
         found = read_manifest(source, stage)
-        if found and found["fingerprint"] == fingerprint:
+        if found and found["fingerprint"] == own:
             link(source, stage, run)
             return
+
+
+def fingerprint(stage: str, recipe: Recipe, run: Path) -> str:
+    """A hash of all that determines a stage of a run, whose stages before it are complete."""
+    return _fingerprint(_basis(stage, stage_module(stage), recipe, run)[1])
 
 
 def outcomes(manifest: Manifest) -> str:

@@ -129,20 +129,48 @@ def test_again_it_trains_and_answers_nothing(ablated):
     folder = ablated / "data" / "runs" / "tiny"
     before = (folder / "ablation.json").read_bytes()
     written = {path: path.stat().st_mtime_ns for path in (folder / "ablation").iterdir()}
+    weights = {path: path.stat().st_mtime_ns for path in ablated.glob("data/runs/*/train/student/model.safetensors")}
     done = seqkd(*SMALL, cwd=ablated)
-    assert done.returncode == 0 and "fine-tune" not in done.stderr and "answering" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert len(weights) == 12 and {path: path.stat().st_mtime_ns for path in weights} == weights
     assert (folder / "ablation.json").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in (folder / "ablation").iterdir()} == written
 
 
 def test_killed_anywhere_it_comes_to_the_same_table(ablated, finished, tmp_path):
+    """And however many students are trained at a time."""
     folder, draw = with_teacher(tmp_path, finished), random.Random(7)
     for _ in range(2):
         process = subprocess.Popen(command(*SMALL), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         time.sleep(draw.uniform(4, 12))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-    done = seqkd(*SMALL, cwd=folder)
+        process.communicate()  # until its children, which write there too, have ended
+    done = seqkd(*SMALL, "--jobs", "1", cwd=folder)
     assert done.returncode == 0, done.stderr
     name = "data/runs/tiny/ablation.json"
     assert (folder / name).read_bytes() == (ablated / name).read_bytes()
+
+
+LONG = ["--set", "train.sft.max_steps=1000000", "--seeds", "1", "--jobs", "2"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_student_outlives_the_command(finished, tmp_path, how):
+    """Whose trainings would take hours."""
+    folder = with_teacher(tmp_path, finished)
+    process = subprocess.Popen(command(*SMALL, *LONG), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    logs = [folder / f"data/runs/tiny-{name}-0/ablation.log" for name in ("raw", "filter")]
+    while process.poll() is None and not all(log.is_file() and "fine-tune" in log.read_text() for log in logs):
+        time.sleep(0.1)
+    process.send_signal(how)
+    said = process.communicate(timeout=60)[1]  # until its children, which write there too, have ended
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert b"Traceback" not in said
+
+
+def test_a_student_that_fails_stops_the_others(finished, tmp_path):
+    folder = with_teacher(tmp_path, finished)
+    wrong = "ablate.changes={logits: ['train.sft.learning_rat=1']}"
+    done = seqkd(*SMALL, *LONG, "--jobs", "5", "--methods", "sft,logits", "--set", wrong, cwd=folder)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "seqkd: error: tiny-logits-0: train.sft.learning_rat: " in done.stderr
