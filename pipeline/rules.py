@@ -12,9 +12,14 @@ import string
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from operator import eq
 from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.recipe import Filter
 
@@ -28,39 +33,35 @@ def _re(pattern: str, flags: int = 0) -> re.Pattern[str]:
     return re.compile(_joined(pattern), flags)
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer:
     """What a rule sees of a completion."""
 
     prompt: str
     """The last user turn."""
     text: str
     """The answer."""
-    lower: str
-    """The answer in lower case, its typographic apostrophes made plain."""
-    words: list[str]
-    """`lower`, split at white space."""
-    vocabulary: set[str]
-    """The distinct `words`."""
-    finish_reason: str | None
-    agreement: float | None
+    finish_reason: str | None = "stop"
+    agreement: float | None = None
     """Share of the prompt's completions that say the same; None for a prompt with one completion."""
-    context: str | None
+    context: str | None = None
     """The passage that the answer must rest on; None where there is none."""
 
+    @cached_property
+    def lower(self) -> str:
+        """The answer in lower case, its typographic apostrophes made plain."""
+        lower = self.text.lower()
+        return lower if lower.isascii() else lower.replace("\u2019", "'")
 
-def look(
-    prompt: str,
-    text: str,
-    finish_reason: str | None = "stop",
-    agreement: float | None = None,
-    context: str | None = None,
-) -> Answer:
-    """An Answer from its parts."""
-    lower = text.lower()
-    if not lower.isascii():
-        lower = lower.replace("\u2019", "'")
-    words = lower.split()
-    return Answer(prompt, text, lower, words, set(words), finish_reason, agreement, context)
+    @cached_property
+    def words(self) -> list[str]:
+        """`lower`, split at white space."""
+        return self.lower.split()
+
+    @cached_property
+    def vocabulary(self) -> set[str]:
+        """The distinct `words`."""
+        return set(self.words)
 
 
 # --- What several rules ask of a text ---------------------------------------------------------------------------------
@@ -840,6 +841,10 @@ _ASKS_TO_REPEAT = re.compile(
 _LINE_START = re.compile(r"^[\s>*•–+-]*(?:\d{1,3}[.)]\s*)?")
 
 
+# From where on words, triples of words, a word said in a row, a long word and lines are worth a look.
+_VARIED, _VARIED_TRIPLES, _RUN, _LONG_WORD, _LINES = 0.72, 0.9, 12, 200, 7
+
+
 def repetition(answer: Answer, config: Filter) -> str | None:
     """The same again and again: a word 12 times in a row, a sentence or list item that makes up much of the answer, or,
     from 50 words on, more than half of the word triples a repeat (after Gopher, Rae et al. 2021). Not in code, tables
@@ -850,21 +855,21 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     if not config.repetition or not words:
         return None
     # Each of these can only be so if words recur: nearly all answers are done here.
-    if distinct > 0.72 * many and len(answer.text) < 16 * many + 200:
+    if distinct > _VARIED * many and len(answer.text) < 16 * many + 200:
         return None
     if _ASKS_TO_REPEAT.search(answer.prompt):
         return None
-    if sum(map(eq, words, words[1:])) >= 8 and _longest_run(words) >= 12:
+    if sum(map(eq, words, words[1:])) >= 8 and _longest_run(words) >= _RUN:
         return "repetition"
     longest = max(answer.vocabulary, key=len) if len(answer.text) > 200 + 2 * many else ""
-    if len(longest) >= 200 and len(zlib.compress(longest.encode("utf-8", "replace"))) < 0.1 * len(longest):
+    if len(longest) >= _LONG_WORD and len(zlib.compress(longest.encode("utf-8", "replace"))) < 0.1 * len(longest):
         return "repetition"
-    if distinct > 0.72 * many or many < 12:
+    if distinct > _VARIED * many or many < 12:
         return None
     triples = len(set(zip(words, words[1:], words[2:], strict=False)))
     if _VERSE.search(answer.prompt):
         return "repetition" if many >= 50 and triples < 0.2 * many else None
-    if triples > 0.9 * (many - 2) and answer.text.count("\n") < 7:
+    if triples > _VARIED_TRIPLES * (many - 2) and answer.text.count("\n") < _LINES:
         return None
     lines = [line for line in prose(answer.text).splitlines() if line.strip() and not line.lstrip().startswith("|")]
     parts = [part.strip(" .!?").lower() for line in lines for part in sentences(_LINE_START.sub("", line))]
@@ -887,6 +892,14 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     return None
 
 
+def _words_recur(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
+    """(n,) rows that `repetition` may reject."""
+    uniform = (rows.distinct > _VARIED * rows.words) | (
+        (rows.triples > _VARIED_TRIPLES * (rows.words - 2)) & (rows.newlines < _LINES)
+    )
+    return ~uniform | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
+
+
 def _longest_run(words: list[str]) -> int:
     longest = run = 1
     for one, two in zip(words, words[1:], strict=False):
@@ -905,9 +918,13 @@ _ASKS_FOR_ECHO = _re(
 )
 
 
+def _too_long_for_an_echo(characters: Any, prompt_characters: Any) -> Any:
+    return characters > 3 * prompt_characters + 40
+
+
 def echo(answer: Answer, config: Filter) -> str | None:
     """The answer repeats the prompt (of five words or more) and adds next to nothing."""
-    if not config.echo or len(answer.text) > 3 * len(answer.prompt) + 40:
+    if not config.echo or _too_long_for_an_echo(len(answer.text), len(answer.prompt)):
         return None
     asked = " ".join(_WORDS.findall(answer.prompt.lower()))
     if asked.count(" ") < 4:
@@ -921,7 +938,7 @@ def echo(answer: Answer, config: Filter) -> str | None:
 
 # English words that no other common language has. Whoever uses several of them writes English; only the other texts
 # are worth the 40 microseconds that a detector takes.
-_ENGLISH = frozenset(
+ENGLISH = frozenset(
     "the and that with are this you your they their which from have has when what who how its by been were would "
     "will should these those there because about does can't it's of".split()
 )
@@ -945,7 +962,7 @@ def language(answer: Answer, config: Filter) -> str | None:
     wanted = config.language
     if wanted == "off" or len(answer.text) < 12:
         return None
-    english = len(answer.vocabulary & _ENGLISH) >= min(12, max(2, 0.03 * len(answer.words)))
+    english = len(answer.vocabulary & ENGLISH) >= min(12, max(2, 0.03 * len(answer.words)))
     if english and wanted == "en":
         return None
     if english and wanted == "prompt" and _looks_english(answer.prompt):
@@ -974,11 +991,23 @@ def language(answer: Answer, config: Filter) -> str | None:
     return "language"
 
 
+def _may_be_foreign(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
+    """(n,) rows that `language` may reject."""
+    foreign = rows.english < np.minimum(12, np.maximum(2, 0.03 * rows.words))
+    if config.language == "prompt":
+        plain = np.flatnonzero(~foreign)
+        prompts = rows.prompts.take(pa.array(plain)).to_pylist()
+        foreign[plain] = [not _looks_english(prompt) for prompt in prompts]
+    elif config.language != "en":
+        foreign[:] = True
+    return foreign
+
+
 _ENGLISH_OPENING = frozenset(
     "explain describe compare write tell summarize summarise discuss what what's how why who when where which give "
     "can could please should does".split()
 )
-_ENGLISH_QUESTION = _ENGLISH | _ENGLISH_OPENING | frozenset("is where do i a list name me for my".split())
+_ENGLISH_QUESTION = ENGLISH | _ENGLISH_OPENING | frozenset("is where do i a list name me for my".split())
 
 
 def _looks_english(prompt: str) -> bool:
@@ -1347,8 +1376,31 @@ def ungrounded(answer: Answer, config: Filter) -> str | None:
     return "ungrounded" if enough and len(content & there) < config.grounding * len(content) else None
 
 
+class Measured(NamedTuple):
+    """What is known of n rows before any rule is asked: (n,) each. The counts of words are those of
+    measures.Counts, and 0 where they are not known."""
+
+    prompts: pa.Array
+    characters: NDArray[np.int64]
+    """Of the answers."""
+    prompt_characters: NDArray[np.int64]
+    agreement: NDArray[np.float64]
+    """NaN where there is none."""
+    known: NDArray[np.bool_]
+    """Whether the words were counted."""
+    words: NDArray[np.int64]
+    distinct: NDArray[np.int64]
+    triples: NDArray[np.int64]
+    english: NDArray[np.int64]
+    """Different words of ENGLISH."""
+    run: NDArray[np.int64]
+    longest: NDArray[np.int64]
+    newlines: NDArray[np.int64]
+
+
 class Rule(NamedTuple):
-    """A rule and what is known of it before it is asked."""
+    """A rule, and which rows it can reject: if any of `in_text` to `where` is given, only those that one of them names,
+    and it is not asked about the others. The stage finds them for a batch at a time, many times as fast as it asks."""
 
     check: Callable[[Answer, Filter], str | None]
     fields: tuple[str, ...]
@@ -1360,11 +1412,15 @@ class Rule(NamedTuple):
     passes: Answer
     """One that looks alike and is good."""
     in_text: str = ""
-    """RE2, in any case: an answer in which this is not found (nor `in_prompt` in its prompt) cannot break the rule.
-    Arrow looks for it in a batch at about 1 microsecond an answer, and the rule is asked about the rest only."""
+    """RE2, in any case: it may reject an answer in which this is found."""
     in_prompt: str = ""
+    """The same of prompts."""
     in_context: bool = False
-    """Asked of rows with a passage only."""
+    """It may reject rows with a passage."""
+    ended: tuple[str, ...] = ()
+    """Finish reasons with which it may reject an answer."""
+    where: Callable[[Measured, Filter], NDArray[np.bool_]] | None = None
+    """(n,) which of n rows it may reject, by their measures; it is asked of all rows that were not measured."""
 
 
 _LOOKAROUND = re.compile(r"\(\?<?[!=](?:\\.|\[(?:\\.|[^\]\\])+\]|[^()\[\\]|\([^()]*\))*\)")
@@ -1382,83 +1438,96 @@ def _hint(*patterns: re.Pattern[str]) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(empty, (), ("empty",), look("Who is Sulu?", "..."), look("Which season is it?", "2")),
+    Rule(
+        empty,
+        (),
+        ("empty",),
+        Answer("Who is Sulu?", "..."),
+        Answer("Which season is it?", "2"),
+        in_text=r"^[^0-9a-z]*$",
+        in_prompt=r"^[^0-9a-z]*$",
+    ),
     Rule(
         too_long,
         ("max_chars",),
         ("too_long",),
-        look("List the stars.", "star " * 50_000),
-        look("List the moons of Mars.", "Phobos and Deimos"),
+        Answer("List the stars.", "star " * 50_000),
+        Answer("List the moons of Mars.", "Phobos and Deimos"),
+        where=lambda rows, config: rows.characters + rows.prompt_characters > config.max_chars,
     ),
     Rule(
         too_short,
         ("min_words",),
         ("too_short",),
-        look("Write an essay about the causes of the First World War.", "Alliances."),
-        look("What is the stardate of 'The Man Trap'?", "1513.1"),
+        Answer("Write an essay about the causes of the First World War.", "Alliances."),
+        Answer("What is the stardate of 'The Man Trap'?", "1513.1"),
+        where=lambda rows, config: rows.words < max(25, config.min_words),
     ),
     Rule(
         cut_off,
         ("cut_off",),
         ("cut_off",),
-        look("How do tides work?", "The Moon pulls on the sea. Twice a day the water rises. On the far side of the"),
-        look("Who was the captain?", "James T. Kirk, captain of the Enterprise"),
+        Answer("How do tides work?", "The Moon pulls on the sea. Twice a day the water rises. On the far side of the"),
+        Answer("Who was the captain?", "James T. Kirk, captain of the Enterprise"),
+        in_text=rf"```|[^\s{re.escape(''.join(_TERMINAL))}]\s*$",
+        ended=("length",),
     ),
     Rule(
         declined,
         ("refusals",),
         ("refusal",),
-        look("Describe the murder.", "He took", "content_filter"),
-        look("What is a content filter?", "A program that decides what may be shown."),
+        Answer("Describe the murder.", "He took", "content_filter"),
+        Answer("What is a content filter?", "A program that decides what may be shown."),
+        ended=("refusal", "content_filter"),
     ),
     Rule(
         refusal,
         ("refusals", "partial_refusals"),
         ("refusal", "partial_refusal"),
-        look("How do I kill a Python process?", "I'm sorry, but I can't help with harming anyone."),
-        look("What does HAL say at the door?", "HAL says: \"I'm sorry, Dave. I'm afraid I can't do that.\""),
+        Answer("How do I kill a Python process?", "I'm sorry, but I can't help with harming anyone."),
+        Answer("What does HAL say at the door?", "HAL says: \"I'm sorry, Dave. I'm afraid I can't do that.\""),
         in_text=_MAY_REFUSE,
     ),
     Rule(
         deflection,
         ("deflections",),
         ("deflection",),
-        look("Who is the fifth officer?", "I'm not sure. Could you provide more context?"),
-        look("How do I say that I lack the answer?", 'Say "I don\'t know, but I will find out."'),
+        Answer("Who is the fifth officer?", "I'm not sure. Could you provide more context?"),
+        Answer("How do I say that I lack the answer?", 'Say "I don\'t know, but I will find out."'),
         in_text=_hint(_DEFLECTS, _REFER),
     ),
     Rule(
         boilerplate,
         ("boilerplate",),
         ("boilerplate",),
-        look(
+        Answer(
             "What makes a good leader?", "As an AI language model, I think that good leaders listen before they speak."
         ),
-        look("What is ChatGPT?", "A chat program by OpenAI, built on a large language model."),
+        Answer("What is ChatGPT?", "A chat program by OpenAI, built on a large language model."),
         in_text=_hint(_BOILERPLATE),
     ),
     Rule(
         leakage,
         ("leakage",),
         ("leakage",),
-        look("What is a nebula?", "A cloud of gas and dust.<|im_end|>\n<|im_start|>user\nAnd a quasar?"),
-        look("What is the format of ChatML?", "Each turn begins with <|im_start|> and a role."),
+        Answer("What is a nebula?", "A cloud of gas and dust.<|im_end|>\n<|im_start|>user\nAnd a quasar?"),
+        Answer("What is the format of ChatML?", "Each turn begins with <|im_start|> and a role."),
         in_text=_hint(_TOKENS, _TURNS, _PROMPT_TEXT),
     ),
     Rule(
         placeholder,
         ("placeholders",),
         ("placeholder",),
-        look("Write a note to Anna.", "Dear Anna, thank you for everything.\n[Your Name]"),
-        look("Write a template for a note.", "Dear [Name], thank you for everything.\n[Your Name]"),
+        Answer("Write a note to Anna.", "Dear Anna, thank you for everything.\n[Your Name]"),
+        Answer("Write a template for a note.", "Dear [Name], thank you for everything.\n[Your Name]"),
         in_text=_hint(_PLACEHOLDER, _NOTHING),
     ),
     Rule(
         reference,
         ("references",),
         ("reference",),
-        look("How do I tie a bowline?", "Make a loop and pass the end through it, as shown in the image below."),
-        look("What does the picture of Dorian Gray stand for?", "The picture shows what his face hides."),
+        Answer("How do I tie a bowline?", "Make a loop and pass the end through it, as shown in the image below."),
+        Answer("What does the picture of Dorian Gray stand for?", "The picture shows what his face hides."),
         in_text=_hint(_TEXT_MEDIA),
         in_prompt=_hint(_PROMPT_MEDIA, _PROMPT_LINK),
     ),
@@ -1466,45 +1535,48 @@ RULES: tuple[Rule, ...] = (
         repetition,
         ("repetition",),
         ("repetition",),
-        look("Why do stars twinkle?", "Stars twinkle because the air moves. " * 9),
-        look("Write a lullaby.", "Sleep, little one, sleep,\nthe moon is on the sheep.\n" * 5),
+        Answer("Why do stars twinkle?", "Stars twinkle because the air moves. " * 9),
+        Answer("Write a lullaby.", "Sleep, little one, sleep,\nthe moon is on the sheep.\n" * 5),
+        where=_words_recur,
     ),
     Rule(
         echo,
         ("echo",),
         ("echo",),
-        look("Who commanded the ship before Kirk?", "who commanded the ship before kirk"),
-        look("Is Spock the son of Sarek and Amanda?", "Spock is the son of Sarek and Amanda."),
+        Answer("Who commanded the ship before Kirk?", "who commanded the ship before kirk"),
+        Answer("Is Spock the son of Sarek and Amanda?", "Spock is the son of Sarek and Amanda."),
+        where=lambda rows, config: ~_too_long_for_an_echo(rows.characters, rows.prompt_characters),
     ),
     Rule(
         language,
         ("language",),
         ("language",),
-        look("What does the heart do?", "El corazón bombea la sangre a través de los vasos sanguíneos del cuerpo."),
-        look("Say in Spanish what the heart does.", "El corazón bombea la sangre a través de los vasos sanguíneos."),
+        Answer("What does the heart do?", "El corazón bombea la sangre a través de los vasos sanguíneos del cuerpo."),
+        Answer("Say in Spanish what the heart does.", "El corazón bombea la sangre a través de los vasos sanguíneos."),
+        where=_may_be_foreign,
     ),
     Rule(
         garbled,
         ("garbled",),
         ("garbled",),
-        look("What is a café?", "A cafÃ© is a small restaurant; itâ€™s a place to meet."),
-        look("What does mojibake look like?", "The word café turns into cafÃ©."),
+        Answer("What is a café?", "A cafÃ© is a small restaurant; itâ€™s a place to meet."),
+        Answer("What does mojibake look like?", "The word café turns into cafÃ©."),
         in_text=_hint(_BROKEN, _MOJIBAKE, _CONSONANTS, _NOISE, _SINGLE),
     ),
     Rule(
         markup,
         ("markup",),
         ("markup",),
-        look("Give me two tips for sleeping.", "<p>Keep regular hours.</p><p>Avoid coffee.</p>"),
-        look("Write HTML for a link.", '<a href="/home">Home</a>'),
+        Answer("Give me two tips for sleeping.", "<p>Keep regular hours.</p><p>Avoid coffee.</p>"),
+        Answer("Write HTML for a link.", '<a href="/home">Home</a>'),
         in_text=_hint(_TAG, _ENTITY),
     ),
     Rule(
         pii,
         ("pii",),
         ("pii",),
-        look("Who do I write to?", "Write to jane.doe@gmail.com."),
-        look("What does an address look like?", "For example jane.doe@example.com."),
+        Answer("Who do I write to?", "Write to jane.doe@gmail.com."),
+        Answer("What does an address look like?", "For example jane.doe@example.com."),
         in_text=_hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN),
         in_prompt=_hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN),
     ),
@@ -1512,20 +1584,20 @@ RULES: tuple[Rule, ...] = (
         not_as_asked,
         ("format",),
         ("format",),
-        look("Give me five synonyms for fast as a numbered list.", "1. quick\n2. rapid\n3. swift"),
-        look("Name five planets.", "Mercury, Venus, Earth, Mars and Jupiter"),
+        Answer("Give me five synonyms for fast as a numbered list.", "1. quick\n2. rapid\n3. swift"),
+        Answer("Name five planets.", "Mercury, Venus, Earth, Mars and Jupiter"),
         in_prompt=_hint(_ASKS_JSON, _ASKS_LIST, _ASKS_ITEMS, _AT_MOST, _AT_LEAST, _ABOUT, _ONE_WORD, _ASKS_SENTENCES),
     ),
     Rule(
         ungrounded,
         ("grounding",),
         ("ungrounded",),
-        look(
+        Answer(
             "When did the mill burn down?",
             "The mill burned down in 1871.",
             context="The old mill stood by the river until a fire destroyed it in 1817.",
         ),
-        look(
+        Answer(
             "When did the mill burn down?",
             "A fire destroyed it in 1817.",
             context="The old mill stood by the river until a fire destroyed it in 1817.",
@@ -1536,8 +1608,9 @@ RULES: tuple[Rule, ...] = (
         disagreement,
         ("agreement",),
         ("agreement",),
-        look("When does it begin?", "1531.1", agreement=0.25),
-        look("When does it begin?", "1513.1", agreement=0.75),
+        Answer("When does it begin?", "1531.1", agreement=0.25),
+        Answer("When does it begin?", "1513.1", agreement=0.75),
+        where=lambda rows, config: rows.agreement < (config.agreement.min_share if config.agreement else 0),
     ),
 )
 

@@ -25,7 +25,8 @@ from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.recipe import Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
-from pipeline.rules import RULE_REASONS, RULES, Rule, look, personal_data, redacted
+from pipeline.rules import ENGLISH, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
+from pipeline.stages.dedupe import text_bytes
 
 VERSION = 2
 SECTIONS = ("filter", "filter_judge")
@@ -109,27 +110,38 @@ def _group_sizes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def verdicts(batch: pa.RecordBatch, shares: np.ndarray, config: Filter) -> np.ndarray:
+def verdicts(batch: pa.RecordBatch, shares: np.ndarray, config: Filter, compiled: bool = False) -> np.ndarray:
     """For each row of a batch, the reasons to reject it, as a bit mask over REASONS (0: the row is kept).
 
     batch: columns messages, text, finish_reason, context. shares: each row's agreement, NaN where there is none.
+    compiled: whether to count words with machine code first. That changes how fast it goes, not what comes out.
     """
     prompts, texts = _prompts(batch), batch["text"].fill_null("")
-    plain = pc.replace_substring(texts, "\u2019", "'")
+    on = [rule for rule in RULES if not rule.fields or any(getattr(config, field) not in OFF for field in rule.fields)]
+    asked = _to_ask(on, batch, prompts, texts, shares, config, compiled)
+    rows = np.flatnonzero(asked)
     columns = (prompts, texts, batch["finish_reason"], batch["context"])
-    parts = zip(*(column.to_pylist() for column in columns), shares.tolist(), strict=True)
-    asked = _rules_to_ask(prompts, plain, batch["context"].is_valid(), config)
+    parts = zip(*(column.take(pa.array(rows)).to_pylist() for column in columns), shares[rows].tolist(), strict=True)
+    chosen = {bits: [rule for bit, rule in enumerate(on) if bits >> bit & 1] for bits in np.unique(asked).tolist()}
     masks = np.zeros(len(texts), dtype=np.uint64)
-    for i, (prompt, text, ended, context, share) in enumerate(parts):
-        answer, mask = look(prompt, text, ended, None if share != share else share, context), 0
-        for rule in asked[i]:
+    for row, bits, (prompt, text, ended, context, share) in zip(
+        rows.tolist(), asked[rows].tolist(), parts, strict=True
+    ):
+        answer, mask = Answer(prompt, text, ended, None if share != share else share, context), 0
+        for rule in chosen[bits]:
             if reason := rule.check(answer, config):
                 mask |= _BIT[reason]
                 if mask & _UNREAD:  # what is empty or too long is not looked at any further
                     break
-        masks[i] = mask
+        masks[row] = mask
     return masks
 
+
+COMPILE_BYTES = 16 << 20
+"""From so much text on, it is faster to count words with machine code although that has to be loaded first."""
+
+OFF = (False, None, "off")
+"""Values of a recipe's field that turn a rule off."""
 
 LONG_HINT = 1_000
 """Characters of a hint (Rule.in_text) from which it is looked for by itself."""
@@ -138,28 +150,53 @@ _BIT = {reason: 1 << bit for bit, reason in enumerate(REASONS)}
 _UNREAD = _BIT["empty"] | _BIT["too_long"]
 
 
-def _rules_to_ask(prompts: pa.Array, texts: pa.Array, with_context: pa.Array, config: Filter) -> list[tuple[Rule, ...]]:
-    """For each row of a batch, the rules that are on and whose hint is found in it, or that have none."""
-    off = (False, None, "off")
-    on = [rule for rule in RULES if not rule.fields or any(getattr(config, field) not in off for field in rule.fields)]
-    always = [not (rule.in_text or rule.in_prompt or rule.in_context) for rule in on]
-    need = np.full(len(texts), sum(1 << bit for bit, without in enumerate(always) if without))
+def _to_ask(
+    on: list[Rule],
+    batch: pa.RecordBatch,
+    prompts: pa.Array,
+    texts: pa.Array,
+    shares: np.ndarray,
+    config: Filter,
+    compiled: bool,
+) -> np.ndarray:
+    """(n,) for each row of a batch, the rules in `on` that may reject it, as a bit mask over them."""
+    plain = pc.replace_substring(texts, "\u2019", "'")
+    rows = _measured(prompts, texts, shares, compiled)
+    need = np.zeros(len(texts), np.int64)
     # All short hints at once cost little more than one, and only the texts in which any is found are looked at for
     # each; with a long one among them RE2 runs out of room for its states and is ten times as slow.
     short = [rule for rule in on if 0 < len(rule.in_text) <= LONG_HINT]
-    some = _found_in(texts, "|".join(f"(?:{rule.in_text})" for rule in short))
-    few = texts.take(pa.array(some))
+    some = _found_in(plain, "|".join(f"(?:{rule.in_text})" for rule in short))
+    few = plain.take(pa.array(some))
     for bit, rule in enumerate(on):
+        here = np.zeros(len(texts), np.bool_)
         if rule in short:
-            need[some[_found_in(few, rule.in_text)]] |= 1 << bit
+            here[some[_found_in(few, rule.in_text)]] = True
         elif rule.in_text:
-            need[_found_in(texts, rule.in_text)] |= 1 << bit
+            here[_found_in(plain, rule.in_text)] = True
         if rule.in_prompt:
-            need[_found_in(prompts, rule.in_prompt)] |= 1 << bit
+            here[_found_in(prompts, rule.in_prompt)] = True
         if rule.in_context:
-            need[with_context.to_numpy(zero_copy_only=False)] |= 1 << bit
-    sets = {bits: tuple(rule for bit, rule in enumerate(on) if bits >> bit & 1) for bits in np.unique(need).tolist()}
-    return [sets[bits] for bits in need.tolist()]
+            here |= batch["context"].is_valid().to_numpy(zero_copy_only=False)
+        if rule.ended:
+            here |= pc.is_in(batch["finish_reason"], pa.array(rule.ended)).to_numpy(zero_copy_only=False)
+        if rule.where:
+            here |= ~rows.known | rule.where(rows, config)
+        if not (rule.in_text or rule.in_prompt or rule.in_context or rule.ended or rule.where):
+            here[:] = True
+        need |= here.astype(np.int64) << bit
+    return need
+
+
+def _measured(prompts: pa.Array, texts: pa.Array, shares: np.ndarray, compiled: bool) -> Measured:
+    characters, asked = (pc.utf8_length(column).to_numpy().astype(np.int64) for column in (texts, prompts))
+    if compiled:
+        from pipeline import measures
+
+        counts: Any = measures.count(texts, ENGLISH)
+    else:
+        counts = [np.zeros(len(texts), np.bool_), *np.zeros((7, len(texts)), np.int64)]
+    return Measured(prompts, characters, asked, shares, *counts)
 
 
 def _found_in(texts: pa.Array, pattern: str) -> np.ndarray:
@@ -275,11 +312,11 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     scores: dict[str, np.ndarray] = {}
     usage, note = None, None
     if config.enabled:
-        done = 0
+        done, compiled = 0, text_bytes(source, ("text",)) >= COMPILE_BYTES
         with progress("filter", total, "rows") as advance:
             for batch in _batches(source, ["messages", "text", "finish_reason", "context"]):
                 rows = slice(done, done + batch.num_rows)
-                masks[rows] = verdicts(batch, shares[rows], config)
+                masks[rows] = verdicts(batch, shares[rows], config, compiled)
                 done += batch.num_rows
                 advance(batch.num_rows)
         _stop_if_nothing_is_left(source, masks)

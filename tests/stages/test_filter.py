@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifacts, rules
+from pipeline import artifacts, measures, rules
 from pipeline.errors import UserError
 from pipeline.recipe import Agreement, Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
@@ -218,30 +218,56 @@ def test_a_rule_can_be_turned_off(rule: rules.Rule) -> None:
     assert (rule.check(rule.catches, config) is None) == bool(rule.fields)
 
 
-def masks(rows: list[Row], config: Filter) -> list[int]:
+def verdicts(rows: list[Row], config: Filter) -> list[list[str]]:
+    """The reasons for each row, which are the same whether or not its words were counted first."""
     batch = pa.RecordBatch.from_pylist(rows, schema=COMPLETIONS)
-    found: list[int] = stage.verdicts(batch, np.full(len(rows), np.nan), config).tolist()
-    return found
+    masks = [stage.verdicts(batch, np.full(len(rows), np.nan), config, compiled) for compiled in (False, True)]
+    assert masks[0].tolist() == masks[1].tolist()
+    return [stage._names(mask) for mask in masks[0]]
 
 
-def one_by_one(prompt: str, text: str, finish_reason: str, config: Filter) -> list[str]:
+def one_by_one(row_: Row, config: Filter) -> list[str]:
     found = []
+    prompt, text = row_["messages"][0]["content"], row_["text"]
     for rule in rules.RULES:
-        if reason := rule.check(rules.look(prompt, text, finish_reason), config):
+        if reason := rule.check(rules.Answer(prompt, text, row_["finish_reason"], context=row_["context"]), config):
             found.append(reason)
             if reason in ("empty", "too_long"):
                 break
     return list(dict.fromkeys(sorted(found, key=stage.REASONS.index)))
 
 
+def mutated(text: str, rng: random.Random) -> str:
+    """A text with something done to it that a rule may look for."""
+    words = text.split(" ")
+    at = rng.randrange(len(words))
+    return rng.choice([
+        lambda: text[: rng.randrange(len(text) + 1)],
+        lambda: " ".join(words[:at] + words[at : at + 1] * rng.randrange(9, 14) + words[at:]),
+        lambda: " ".join(words[:at] + words[at : at + 6] * rng.randrange(2, 12) + words[at:]),
+        lambda: "\n".join([text] * rng.randrange(2, 9)),
+        lambda: "\n".join(words),
+        lambda: text[:at] + rng.choice("\u00e9\u0130\u03a3\u00a0\u2003\u2019\u3000\u1e9e\U0001f596\U00010400\x1c\x00\ufeff") + text[at:],
+        lambda: text.swapcase().replace("'", "\u2019"),
+        lambda: text + rng.choice([" ", "\u00a0", "\x0b", ",", " and the", "```", "\n\n```\ncode", "h" + "a" * 250]),
+        lambda: " ".join(rng.sample(words, len(words))),
+        lambda: rng.choice(OTHER_LANGUAGES) + " " + text[: at * 4],
+    ])()  # fmt: skip
+
+
 def test_the_hints_leave_nothing_out() -> None:
+    rng = random.Random(5)
     rows = [row(i, case["prompt"], case["text"]) for i, (_, case) in enumerate(CASES)]
+    rows += [row(0, "Go on", answer["text"].upper().replace("'", "\u2019")) for _, answer in CASES]
     rows += [
-        row(0, prompt, answer["text"].upper().replace("'", "\u2019")) for _, answer in CASES for prompt in ("Go on",)
+        row(0, "Explain what the captain did, and why.", mutated(case["text"] or "?", rng)) for _, case in CASES * 2
     ]
-    for row_, mask in zip(rows, masks(rows, STRICT), strict=True):
-        prompt = row_["messages"][0]["content"]
-        assert stage._names(np.uint64(mask)) == one_by_one(prompt, row_["text"], "stop", STRICT), row_["text"]
+    rows += [row(0, mutated(case["prompt"], rng), mutated(case["text"] or "?", rng),
+                 finish_reason=rng.choice(["stop", "length", "refusal", "content_filter", None]),
+                 context=rng.choice([None, None, MILL])) for _, case in CASES]  # fmt: skip
+    for config in (STRICT, Filter(language="en", min_words=30, max_chars=900), Filter(language="de", refusals=False)):
+        for row_, found in zip(rows, verdicts(rows, config), strict=True):
+            assert found == one_by_one(row_, config), row_
 
 
 PIECES = st.sampled_from(
@@ -256,8 +282,51 @@ PIECES = st.sampled_from(
 def test_any_text_is_judged_and_the_hints_leave_nothing_out(pairs: list[tuple[list[str], list[str]]]) -> None:
     config = STRICT.model_copy(update={"language": "off"})
     rows = [row(i, "".join(prompt), "".join(text)) for i, (prompt, text) in enumerate(pairs)]
-    for (prompt, text), mask in zip(pairs, masks(rows, config), strict=True):
-        assert stage._names(np.uint64(mask)) == one_by_one("".join(prompt), "".join(text), "stop", config)
+    assert verdicts(rows, config) == [one_by_one(row_, config) for row_ in rows]
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        [
+            "the ",
+            "The\n",
+            "THAT ",
+            "\u00c9t\u00e9 ",
+            "\u00e9t\u00e9\u00a0",
+            "it\u2019s ",
+            "It's\t",
+            "\U0001f596 ",
+            "\x00 ",
+            "\x1f",
+            "a" * 300,
+            " ",
+        ]
+    ),
+    max_size=30,
+).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(WORDS, st.text()), max_size=5))
+def test_words_are_counted_as_the_rules_count_them(texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    counts = measures.count(pa.array([None, "skipped", *texts], pa.string())[2:], rules.ENGLISH)
+    for i, text in enumerate(texts):
+        answer = rules.Answer("", text)
+        words = answer.words
+        if not counts.known[i]:
+            assert any(len(letter.lower()) > 1 or letter == "\u03a3" for letter in text)
+            continue
+        assert counts.words[i] == len(words) and counts.distinct[i] == len(answer.vocabulary)
+        assert counts.triples[i] == len(set(zip(words, words[1:], words[2:], strict=False)))
+        assert counts.listed[i] == len(answer.vocabulary & rules.ENGLISH)
+        assert counts.run[i] == (rules._longest_run(words) if words else 0)
+        assert counts.longest[i] == max(map(len, words), default=0) and counts.newlines[i] == text.count("\n")
+
+
+def test_texts_too_long_to_be_counted_are_asked_about() -> None:
+    counts = measures.count(pa.array(["a " * measures.LONGEST, "\u0130", "a b a"]), ())
+    assert counts.known.tolist() == [False, False, True] and counts.distinct.tolist() == [0, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -395,19 +464,19 @@ MILL = (
     ],
 )
 def test_grounding(prompt: str, text: str, grounded: bool) -> None:
-    answer = rules.look(prompt, text, context=MILL)
+    answer = rules.Answer(prompt, text, context=MILL)
     assert (rules.ungrounded(answer, Filter()) is None) == grounded
     assert rules.ungrounded(answer, Filter(grounding=None)) is None
-    assert rules.ungrounded(rules.look(prompt, text), Filter()) is None
+    assert rules.ungrounded(rules.Answer(prompt, text), Filter()) is None
 
 
 def test_grounding_in_other_languages() -> None:
     passage = "Die alte M\u00fchle wurde 1792 von Jonas Reed gebaut und brannte im Mai 1817 bei einem Feuer ganz ab."
-    there = rules.look("Wann brannte sie?", "Die M\u00fchle brannte im Mai 1817 ab.", context=passage)
+    there = rules.Answer("Wann brannte sie?", "Die M\u00fchle brannte im Mai 1817 ab.", context=passage)
     assert rules.ungrounded(there, Filter()) is None
     passage = "\u65e7\u6c34\u8f66\u5efa\u4e8e1792\u5e74\u3002"
     for year, found in (("1792", None), ("1817", "ungrounded")):
-        answer = rules.look("\uff1f", f"\u5efa\u4e8e{year}\u5e74\u3002", context=passage)
+        answer = rules.Answer("\uff1f", f"\u5efa\u4e8e{year}\u5e74\u3002", context=passage)
         assert rules.ungrounded(answer, Filter()) == found
 
 
