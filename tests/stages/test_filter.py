@@ -118,6 +118,17 @@ def test_the_fast_way_to_normalise_ascii_gives_the_same(text: str) -> None:
         assert stage.normalised(text + " end") == slow.replace("\u00e9nd", "end")
 
 
+@given(
+    st.lists(
+        st.text(alphabet="aA theB.,-!\u00e9_'\n12\u2168\uff34\u2019\u0130\u017f", max_size=9), min_size=2, max_size=9
+    )
+)
+def test_what_is_normalised_to_the_same_has_the_same_gist(texts: list[str]) -> None:
+    for one in texts:
+        for two in (*texts, one.upper(), f"The {one}", one.replace(" ", ", ")):
+            assert stage.normalised(one) != stage.normalised(two) or stage.gist(one) == stage.gist(two)
+
+
 def test_disabled_keeps_everything(tmp_path: Path) -> None:
     rows = [row(0, "Who?", ""), row(1, "Who?", "I can't help with that.", finish_reason="length")]
     counts, _, _ = run(tmp_path, rows, enabled=False, pii="redact")
