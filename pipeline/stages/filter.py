@@ -2,8 +2,9 @@
 
 The rules are in pipeline/rules.py. Every rule that rejects an answer is recorded; the first one is the row's reason.
 What they keep is scored, where the recipe asks for it, by a reward model, by a causal model (pipeline/local_scores.py)
-and by a judge (pipeline/judge.py), each asked only about what those before it have kept; that needs memory for the
-prompts and answers that are scored. Nothing is thrown away: what is not in kept.parquet is in rejected.parquet.
+and by a judge (pipeline/judge.py), each asked only about what those before it have kept. Of all rows only some numbers
+are in memory; of prompts and answers some thousand at a time. Nothing is thrown away: what is not in kept.parquet is
+in rejected.parquet.
 """
 
 import re
@@ -242,23 +243,25 @@ def score(
     if config.reward:
         from pipeline.local_scores import rewards
 
-        rows, pairs = _pairs(source, masks, config)
+        rows = np.flatnonzero(masks == 0)
         with progress("reward", len(rows), "rows") as advance:
-            scores["reward"][rows] = rewards(config.reward, pairs, advance)
+            scores["reward"][rows] = rewards(config.reward, _pairs(source, rows, config), advance)
         if config.reward.min_score is not None:
             masks[scores["reward"] < config.reward.min_score] |= np.uint64(_BIT["reward"])
     if config.ifd:
         from pipeline.local_scores import difficulty
 
-        rows, pairs = _pairs(source, masks, config)
+        rows = np.flatnonzero(masks == 0)
         with progress("ifd", len(rows), "rows") as advance:
-            scores["perplexity"][rows], scores["ifd"][rows] = difficulty(config.ifd, pairs, advance)
+            found = difficulty(config.ifd, _pairs(source, rows, config), advance)
+        scores["perplexity"][rows], scores["ifd"][rows] = found
         low, high = config.ifd.min, config.ifd.max
         masks[scores["ifd"] < (-np.inf if low is None else low)] |= np.uint64(_BIT["ifd"])
         masks[scores["ifd"] > (np.inf if high is None else high)] |= np.uint64(_BIT["ifd"])
     if config.judge:
-        rows, pairs = _pairs(source, masks, config)
-        given, usage = judge.score(recipe, config.judge, pairs, (config.judge.low, config.judge.high), out)
+        rows = np.flatnonzero(masks == 0)
+        scale = config.judge.low, config.judge.high
+        given, usage = judge.score(recipe, config.judge, _pairs(source, rows, config), scale, out)
         scores["score"][rows] = [np.nan if one is None else one for one in given]
         if config.judge.min_score is not None:
             masks[scores["score"] < config.judge.min_score] |= np.uint64(_BIT["judge"])
@@ -271,12 +274,11 @@ def score(
     return scores, usage, note
 
 
-def _pairs(source: Path, masks: np.ndarray, config: Filter) -> tuple[np.ndarray, list[tuple[list[Message], str]]]:
-    """The numbers of the rows that are not rejected so far, and their prompts (with the passage before the question,
-    where there is one) and answers; personal data is redacted where the recipe says so, for a judge may be a
+def _pairs(source: Path, numbers: np.ndarray, config: Filter) -> Iterator[tuple[list[Message], str]]:
+    """The prompts (with the passage before the question, where there is one) and answers of the rows with these
+    numbers, a batch in memory at a time; personal data is redacted where the recipe says so, for a judge may be a
     stranger."""
-    read = ["messages", "text", "context"]
-    numbers, pairs, done = np.flatnonzero(masks == 0), [], 0
+    read, done = ["messages", "text", "context"], 0
     for batch in _batches(source, read):
         rows = numbers[np.searchsorted(numbers, done) : np.searchsorted(numbers, done + batch.num_rows)] - done
         taken = batch.take(pa.array(rows))
@@ -287,9 +289,8 @@ def _pairs(source: Path, masks: np.ndarray, config: Filter) -> tuple[np.ndarray,
             last = messages[-1]
             if context and context not in last["content"]:
                 messages[-1] = last | {"content": f"{context}\n\n{last['content']}"}
-            pairs.append((messages, text))
+            yield messages, text
         done += batch.num_rows
-    return numbers, pairs
 
 
 def estimate(recipe: Recipe, prompts: Path | None, completions: Path | None) -> list[dict[str, Any]]:
