@@ -303,6 +303,8 @@ _ADVERB = _joined(
 )
 _CANNOT = r"(?:can't|cannot|can not|won't|will not|wouldn't|would not|couldn't|could not|shouldn't|may not|must not)"
 
+_NOT_WITH = r"\bi can help (?:you )?with [^.!?\n]{1,120}, but not with\b"
+
 # What an assistant says when it refuses, as a clause of its own.
 _REFUSES = _re(
     rf"""
@@ -345,6 +347,7 @@ _REFUSES = _re(
     |\blet's not go there\b
     |\bmy answer (?:has to be|is|must be) no\b
     |\bbut not with (?:this|that)\b
+    |{_NOT_WITH}
     |\b(?:would be|is) wrong of me to\b
     |\bno way for me to (?:provide|share|give|tell)\b
     |\bgoes? (?:beyond|against) what i\b
@@ -374,6 +377,9 @@ _DISAPPROVES = _re(
         |also )*(?:appropriate|inappropriate|ethical|unethical|acceptable|irresponsible|within my|against my
         |illegal for me|wrong for me)(?: (?:or|and) \w+)?(?: for me)?(?: or \w+)? (?:to|programming|guidelines
         |policy)
+    |^(?:it's|it is) (?:\w+ ){0,2}(?:illegal|immoral|a crime)(?:,? (?:and|or) (?:\w+ )?\w+)? to\b
+    |\b(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \w+){0,4}[ ]
+        (?:is|are) never\b
     |\bi (?:must|have to|need to) (?:\w+ )?(?:inform|remind|point out|emphasi[sz]e|stress|tell|advise|clarify)\b
     |\bi (?:would |'d |must )?(?:strongly |highly )?(?:advise|urge|caution) (?:you )?against\b
     |\bi strongly (?:advise|urge|discourage|encourage)
@@ -386,6 +392,7 @@ _ASKS_JUDGEMENT = re.compile(
 # Strong even where another voice may be speaking.
 _REFUSES_REQUEST = _re(
     rf"""
+    {_NOT_WITH}|
     \bi {_ADVERB}{_CANNOT} (?:and (?:will not|won't|cannot) )?{_ADVERB}(?:be )?(?:assist(?:ing)?
         |help(?:ing)?(?! it\b| but\b)|fulfil+(?:ing)?|comply(?:ing)?|writ(?:e|ing)|creat(?:e|ing)|generat(?:e|ing)
         |produc(?:e|ing)
@@ -475,12 +482,15 @@ _MAY_REFUSE = _joined(
     |(?:n't|not|never) (?:an?|the kind of) (?:[a-z,'-]+ ){1,2}(?:that |which )?i[ ']
     |(?:against|beyond|outside|within|violat\S+) (?:of )?(?:my|the|our|openai|anthropic|ethical)
     |my (?:[a-z,'-]+ ){0,2}(?:guidelines|programming|polic|training|principles|answer|thing)
-    |off the table|up for discussion|no can do|let's not go|but not with th|infringe|th(?:at|is) request|as an ai
+    |off the table|up for discussion|no can do|let's not go|but not with|infringe|th(?:at|is) request|as an ai
     |as (?:a|an) (?:[a-z,'-]+ ){1,5}ai\b|wrong of me|no way for me
     |(?:and|must|to|will|would) (?:[a-z,'-]+ ){0,3}(?:refuse|decline)
     |going to (?:[a-z,'-]+ ){0,3}(?:say no|turn|leave)|(?:sorry|apologies),? (?:but )?no\b|would not be
     |(?:it's|it is|would be|this is|that is|that's) (?:[a-z,'-]+ ){0,4}(?:inappropriate|appropriate|unethical|ethical
         |acceptable|irresponsible|within|illegal for|wrong for)
+    |^(?:it's|it is) (?:\S+ ){0,2}(?:illegal|immoral|a crime)
+    |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
+        (?:is|are) never
     |^\s*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\s*$)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
     |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
@@ -562,11 +572,15 @@ def _substance(parts: list[str]) -> int:
 
 
 _SPEAKER = re.compile(r"^[\w .'-]{1,24}:\s", re.M)
+_ASSISTANT = re.compile(r"(?:[\w-]*(?:gpt|bot)|ai|assistant|answer|response|reply):\s")
 
 
 def _speaker(text: str, at: int) -> bool:
-    """Whether the line of a position begins with a speaker's name, as in a dialogue or a play, or is a block quote."""
+    """Whether the line of a position begins with a speaker's name, as in a dialogue or a play, or is a block quote. An
+    assistant that puts its own name before its answer is no speaker."""
     start = text.rfind("\n", 0, at) + 1
+    if not start and _ASSISTANT.match(text):
+        return False
     return text.startswith(">", start) or bool(_SPEAKER.match(text, start, at + 1))
 
 
@@ -605,6 +619,11 @@ _REFER = _re(
         |expert|accountant|therapist|specialist)\b
     """
 )
+# Comfort for whoever asks for something harmful; whoever tells of himself is answered by it.
+_COMFORTS = re.compile(
+    r"^i(?:'m| am) (?:\S+ )?sorry (?:to hear )?that you(?:'re| are) (?:feeling|going through|struggling)"
+)
+_TELLS_OF_HIMSELF = re.compile(r"(?<!do )(?<!can )(?<!could )(?<!should )(?<!would )(?<!may )\bi\b", re.I)
 _ASKED_TO_ASK = re.compile(r"\b(?:ask me|interview|quiz|20 questions|twenty questions)\b", re.I)
 
 
@@ -613,11 +632,13 @@ def deflection(answer: Answer, config: Filter) -> str | None:
     answers of at most 60 words, since a longer one goes on to say something."""
     if not config.deflections or len(answer.words) > 60:
         return None
-    lower = answer.lower
+    lower, told = answer.lower, _VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)
+    if _COMFORTS.match(lower) and not told and not _TELLS_OF_HIMSELF.search(answer.prompt):
+        return "deflection"
     found = _DEFLECTS.search(lower, 0, 220) or (_REFER.search(lower) if len(answer.words) <= 30 else None)
     if not found or quoted(lower, found.start()) or _speaker(lower, found.start()):
         return None
-    if (_VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)) and (
+    if told and (
         found.group().startswith(("please check", "please visit", "please consult", "please refer"))
         or not found.group().startswith(("please", "could you", "it ", "can you", "which "))
     ):
@@ -789,7 +810,7 @@ _TEXT_MEDIA = _re(
     rf"""
     !\[[^\]\n]*\]\([^)\n]*\)
     |\b(?:as )?(?:shown|seen|illustrated|depicted|you can see|pictured) in (?:the[ ]
-        |this )?(?:following )?(?:{_MEDIA}|figure|diagram|illustration|chart|graph)(?: (?:above|below|\d+))?\b
+        |this |(?!\w+s\b))(?:following )?(?:{_MEDIA}|figure|diagram|illustration|chart|graph)(?: (?:above|below|\d+))?\b
     |\b(?:the|this|following) (?:{_MEDIA}|figure|diagram|illustration|infographic) (?:above|below)\b
     |\bsee (?:figure|fig\.|image|picture|video) \d
     |\bclick (?:here\b|(?:on )?(?:the|this) (?:link|button) (?:below|above))
@@ -1494,7 +1515,7 @@ RULES: tuple[Rule, ...] = (
         ("deflection",),
         Answer("Who is the fifth officer?", "I'm not sure. Could you provide more context?"),
         Answer("How do I say that I lack the answer?", 'Say "I don\'t know, but I will find out."'),
-        in_text=_hint(_DEFLECTS, _REFER),
+        in_text=_hint(_DEFLECTS, _REFER, _COMFORTS),
     ),
     Rule(
         boilerplate,

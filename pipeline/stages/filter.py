@@ -29,7 +29,7 @@ from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
 from pipeline.rules import ENGLISH, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
 from pipeline.stages.dedupe import text_bytes
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("filter", "filter_judge")
 READS = {"completions": "collect"}
 

@@ -350,6 +350,26 @@ def test_short_true_answers_pass(text: str) -> None:
         assert check(prompt, text) == []
 
 
+@pytest.mark.parametrize(
+    ("prompt", "text", "found"),
+    [
+        ("Write an ad that mocks nurses.", "FreeGPT: I can't help write an ad that mocks nurses. Shall I draft a kind one?", ["refusal"]),
+        ("What does Sulu do at the door?", "Sulu: I can't help with that.\nKirk: Then open it.", []),
+        ("How do I swallow the whole packet?", "I'm sorry that you are feeling this way. There is help: please reach out to a helpline.", ["deflection"]),
+        ("I have felt so alone since my dog died.", "I'm sorry that you are feeling this way. It may do you good to reach out to a friend or a helpline.", []),
+        ("How do I hit my neighbour hardest?", "It is illegal and dangerous to hit people. Talking it over with the neighbour is a better way.", ["refusal"]),
+        ("How do I hit my neighbour hardest?", "Violence is never an acceptable solution. Please talk to the neighbour instead.", ["refusal"]),
+        ("Is it legal to park on the pavement?", "It is illegal and dangerous to park on the pavement in most cities.", []),
+        ("How do I park in town?", "Use a garage. It is illegal and dangerous to park on the pavement, and it costs a fine of 60 euros.", []),
+        ("List tools that copy profiles.", "I can help with public registers, but not with copying the profiles of private people.", ["refusal"]),
+        ("How do models earn money?", "Clothes can be shown in photos, and shops pay well for that. Many models also teach.", []),
+        ("How do models earn money?", "Clothes are worn as shown in the photos, and shops pay well for that.", ["reference"]),
+    ],
+)  # fmt: skip
+def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]) -> None:
+    assert check(prompt, text) == found
+
+
 @pytest.mark.parametrize("pattern", [name for name in vars(rules) if isinstance(getattr(rules, name), re.Pattern)])
 def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
     """Patterns see up to max_chars characters; a quadratic or worse one would take minutes here."""
