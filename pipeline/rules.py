@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.recipe import Filter
+from pipeline.recipe import Filter, Presidio
 
 
 def _joined(pattern: str) -> str:
@@ -918,7 +918,7 @@ def _words_recur(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
     uniform = (rows.distinct > _VARIED * rows.words) | (
         (rows.triples > _VARIED_TRIPLES * (rows.words - 2)) & (rows.newlines < _LINES)
     )
-    return ~uniform | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
+    return ~rows.known | ~uniform | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
 
 
 def _longest_run(words: list[str]) -> int:
@@ -1014,7 +1014,7 @@ def language(answer: Answer, config: Filter) -> str | None:
 
 def _may_be_foreign(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
     """(n,) rows that `language` may reject."""
-    foreign = rows.english < np.minimum(12, np.maximum(2, 0.03 * rows.words))
+    foreign = ~rows.known | (rows.english < np.minimum(12, np.maximum(2, 0.03 * rows.words)))
     if config.language == "prompt":
         plain = np.flatnonzero(~foreign)
         prompts = rows.prompts.take(pa.array(plain)).to_pylist()
@@ -1144,11 +1144,16 @@ _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")
 
 
-def personal_data(text: str) -> list[tuple[str, int, int]]:
+def personal_data(text: str, presidio: Presidio | None = None) -> list[tuple[str, int, int]]:
     """Personal data in a text as (kind, start, end), in order, none overlapping: email, phone, ssn, card (Luhn's check
-    digit holds) and iban (its check digits hold). Addresses at example.com and US 555-01xx numbers are nobody's."""
+    digit holds) and iban (its check digits hold); and what Presidio finds, where the recipe asks for it. Addresses at
+    example.com and US 555-01xx numbers are nobody's."""
     found: list[tuple[str, int, int]] = []
-    if "@" not in text and not any(map(text.__contains__, string.digits)):
+    if presidio:
+        from pipeline.entities import named
+
+        found += named(text, presidio)
+    if not found and "@" not in text and not any(map(text.__contains__, string.digits)):
         return found
     if "@" in text:
         found += [("email", *match.span()) for match in _EMAIL.finditer(text)]
@@ -1176,9 +1181,9 @@ def _iban_holds(number: str) -> bool:
     return 15 <= len(compact) <= 34 and int("".join(str(int(sign, 36)) for sign in compact[4:] + compact[:4])) % 97 == 1
 
 
-def redacted(text: str) -> str:
+def redacted(text: str, presidio: Presidio | None = None) -> str:
     """The text with personal data replaced by its kind: <EMAIL>."""
-    for kind, start, end in reversed(personal_data(text)):
+    for kind, start, end in reversed(personal_data(text, presidio)):
         text = f"{text[:start]}<{kind.upper()}>{text[end:]}"
     return text
 
@@ -1187,7 +1192,7 @@ def pii(answer: Answer, config: Filter) -> str | None:
     """Prompt or answer contains personal data, and the recipe says `pii: drop`."""
     if config.pii != "drop":
         return None
-    return "pii" if personal_data(answer.text) or personal_data(answer.prompt) else None
+    return "pii" if any(personal_data(text, config.presidio) for text in (answer.text, answer.prompt)) else None
 
 
 _NUMBERS = dict(
@@ -1441,7 +1446,7 @@ class Rule(NamedTuple):
     ended: tuple[str, ...] = ()
     """Finish reasons with which it may reject an answer."""
     where: Callable[[Measured, Filter], NDArray[np.bool_]] | None = None
-    """(n,) which of n rows it may reject, by their measures; it is asked of all rows that were not measured."""
+    """(n,) which of n rows it may reject, by their measures."""
 
 
 _LOOKAROUND = re.compile(r"\(\?<?[!=](?:\\.|\[(?:\\.|[^\]\\])+\]|[^()\[\\]|\([^()]*\))*\)")
@@ -1457,6 +1462,9 @@ def _hint(*patterns: re.Pattern[str]) -> str:
         parts.append(f"(?m:{text})" if pattern.flags & re.M else text)
     return "|".join(parts)
 
+
+PERSONAL_DATA = _hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN)
+"""RE2 that is found in every text with what the patterns of `personal_data` find."""
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -1482,7 +1490,7 @@ RULES: tuple[Rule, ...] = (
         ("too_short",),
         Answer("Write an essay about the causes of the First World War.", "Alliances."),
         Answer("What is the stardate of 'The Man Trap'?", "1513.1"),
-        where=lambda rows, config: rows.words < max(25, config.min_words),
+        where=lambda rows, config: ~rows.known | (rows.words < max(25, config.min_words)),
     ),
     Rule(
         cut_off,
@@ -1598,8 +1606,9 @@ RULES: tuple[Rule, ...] = (
         ("pii",),
         Answer("Who do I write to?", "Write to jane.doe@gmail.com."),
         Answer("What does an address look like?", "For example jane.doe@example.com."),
-        in_text=_hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN),
-        in_prompt=_hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN),
+        in_text=PERSONAL_DATA,
+        in_prompt=PERSONAL_DATA,
+        where=lambda rows, config: np.full(len(rows.prompts), config.presidio is not None),
     ),
     Rule(
         not_as_asked,

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.recipe import Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
-from pipeline.rules import ENGLISH, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
+from pipeline.rules import ENGLISH, PERSONAL_DATA, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
 from pipeline.stages.dedupe import text_bytes
 
 VERSION = 3
@@ -45,7 +45,7 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     config, found = recipe.filter, {}
     if not config.enabled:
         return {}
-    for name, section in (("reward", config.reward), ("ifd", config.ifd)):
+    for name, section in (("reward", config.reward), ("ifd", config.ifd), ("presidio", config.presidio)):
         if section and Path(section.model).is_dir():
             found[name] = Path(section.model)
     if recipe.filter_judge:
@@ -197,7 +197,7 @@ def _to_ask(
         if rule.ended:
             here |= pc.is_in(batch["finish_reason"], pa.array(rule.ended)).to_numpy(zero_copy_only=False)
         if rule.where:
-            here |= ~rows.known | rule.where(rows, config)
+            here |= rule.where(rows, config)
         if not (rule.in_text or rule.in_prompt or rule.in_context or rule.ended or rule.where):
             here[:] = True
         need |= here.astype(np.int64) << bit
@@ -284,7 +284,7 @@ def _pairs(source: Path, numbers: np.ndarray, config: Filter) -> Iterator[tuple[
         taken = batch.take(pa.array(rows))
         columns = {name: taken[name] for name in read}
         if config.pii == "redact":
-            columns |= _marked(taken, redact=True)
+            columns |= _marked(taken, config)
         for messages, text, context in zip(*(columns[name].to_pylist() for name in read), strict=True):
             last = messages[-1]
             if context and context not in last["content"]:
@@ -418,7 +418,7 @@ def _split(
         columns |= {name: pa.nulls(batch.num_rows, KEPT.field(name).type) for name in ("pii", *SCORES)}
         columns |= {name: pa.array(values[here], from_pandas=True) for name, values in scores.items()}
         if config.enabled and config.pii in ("flag", "redact"):
-            columns |= _marked(batch, redact=config.pii == "redact")
+            columns |= _marked(batch, config)
         rows = pa.RecordBatch.from_arrays([columns[name] for name in KEPT.names], schema=KEPT)
         kept = pa.array(masks[here] == 0)
         earned = [_names(mask) for mask in masks[here][masks[here] != 0]]
@@ -428,24 +428,33 @@ def _split(
         done += batch.num_rows
 
 
-def _marked(batch: pa.RecordBatch, redact: bool) -> dict[str, pa.Array]:
-    """The column pii, and where `redact`, the columns text, messages and context without personal data."""
-    texts, conversations = batch["text"].to_pylist(), batch["messages"].to_pylist()
-    kinds: list[list[str]] = []
-    for i, (text, messages) in enumerate(zip(texts, conversations, strict=True)):
-        said = [text or "", *(message["content"] or "" for message in messages or [])]
-        kinds.append(sorted({kind for part in said for kind, _, _ in personal_data(part)}))
-        if kinds[-1] and redact:
-            texts[i] = redacted(said[0])
-            for message in messages or []:
-                message["content"] = redacted(message["content"] or "")
-    marked = {"pii": pa.array(kinds, KEPT.field("pii").type)}
+def _marked(batch: pa.RecordBatch, config: Filter) -> dict[str, pa.Array]:
+    """The column pii, and where the recipe says `redact`, the columns text, messages and context without personal
+    data."""
+    redact, presidio = config.pii == "redact", config.presidio
+    texts, conversations, contexts = (batch[name].to_pylist() for name in ("text", "messages", "context"))
+    kinds: list[list[str]] = [[] for _ in texts]
+    for i in range(len(texts)) if presidio else _with_patterns(batch):
+        said = [texts[i] or "", *(message["content"] or "" for message in conversations[i] or [])]
+        kinds[i] = sorted({kind for part in said for kind, _, _ in personal_data(part, presidio)})
+        if redact:
+            texts[i] = texts[i] and redacted(texts[i], presidio)
+            contexts[i] = contexts[i] and redacted(contexts[i], presidio)
+            for message in conversations[i] or []:
+                message["content"] = message["content"] and redacted(message["content"], presidio)
+    columns: dict[str, list[Any]] = {"pii": kinds}
     if redact:
-        marked["text"] = pa.array(texts, KEPT.field("text").type)
-        marked["messages"] = pa.array(conversations, KEPT.field("messages").type)
-        contexts = [context and redacted(context) for context in batch["context"].to_pylist()]
-        marked["context"] = pa.array(contexts, KEPT.field("context").type)
-    return marked
+        columns |= {"text": texts, "messages": conversations, "context": contexts}
+    return {name: pa.array(values, KEPT.field(name).type) for name, values in columns.items()}
+
+
+def _with_patterns(batch: pa.RecordBatch) -> list[int]:
+    """The rows in which a pattern of personal data may be found."""
+    messages = batch["messages"]
+    turns = _found_in(messages.flatten().field("content"), PERSONAL_DATA)
+    of_turn = pc.list_parent_indices(messages).to_numpy()[turns]
+    rows = [_found_in(batch[name].fill_null(""), PERSONAL_DATA) for name in ("text", "context")]
+    return np.unique(np.concatenate([of_turn, *rows])).tolist()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 import random
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline import artifacts, measures, rules
 from pipeline.errors import UserError
-from pipeline.recipe import Agreement, Filter, Recipe
+from pipeline.recipe import Agreement, Filter, Presidio, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
 from pipeline.stages import filter as stage
 
@@ -145,6 +146,14 @@ def test_personal_data_is_flagged_redacted_or_dropped(tmp_path: Path) -> None:
     assert kept.messages[0][0]["content"] == "How do I reach <EMAIL>?"
     _, _, rejected = run(tmp_path, rows, pii="drop")
     assert rejected.reason.tolist() == ["pii"]
+
+
+def test_presidio_that_is_not_there_or_has_nothing_to_do_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="pii is off; set pii to flag, redact or drop"):
+        Filter(presidio=Presidio())
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(UserError, match=r"filter.presidio needs a package .*seqkd\[pii\]"):
+        rules.redacted("Ask Ann.", Presidio())
 
 
 @pytest.mark.parametrize(
