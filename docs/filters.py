@@ -81,7 +81,7 @@ def cases(part: str) -> list[dict[str, Any]]:
 
 def reasons(prompt: str, text: str, finish_reason: str = "stop", config: Filter | None = None) -> list[str]:
     """All reasons that the rules (by default the default ones) find against an answer."""
-    answer, config = rules.look(prompt, text, finish_reason), config or Filter()
+    answer, config = rules.Answer(prompt, text, finish_reason), config or Filter()
     return [reason for rule in rules.RULES if (reason := rule.check(answer, config))]
 
 

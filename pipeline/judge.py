@@ -12,7 +12,7 @@ response store has already. What a judge says besides its verdict, or instead of
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -32,26 +32,29 @@ _PREFERENCES = {"a": "A", "b": "B", "tie": "tie"}
 def score(
     recipe: Recipe,
     judge: Judge,
-    pairs: Sequence[tuple[Sequence[Message], str]],
+    pairs: Iterable[tuple[Sequence[Message], str]],
     scale: tuple[int, int],
     out: Path,
 ) -> tuple[list[float | None], dict[str, Any]]:
     """How good answers are, from scale[0] to scale[1].
 
-    pairs: a conversation that ends with a user turn, and the answer to it. out: the folder of the stage that asks.
-    Returns a score for each pair, None where the judge gave none, and what was used, as collect counts it. Raises what
-    collect raises, RecipeError for a template that cannot be filled in.
+    pairs: a conversation that ends with a user turn, and the answer to it; taken one by one. out: the folder of the
+    stage that asks. Returns a score for each pair, None where the judge gave none, and what was used, as collect counts
+    it. Raises what collect raises, RecipeError for a template that cannot be filled in.
     """
     low, high = scale
-    form, requests = load(template_of(recipe.domain, "judge_score.jinja")), []
-    for messages, answer in pairs:
-        asked = conversation(messages)
-        tag = tag_of(asked, answer)
-        text = fill(form, prompt=asked, answer=answer, tag=tag, criteria=judge.criteria, low=low, high=high)
-        requests.append([{"role": "user", "content": text}])
+    form = load(template_of(recipe.domain, "judge_score.jinja"))
+
+    def requests() -> Iterator[list[Message]]:
+        for messages, answer in pairs:
+            asked = conversation(messages)
+            tag = tag_of(asked, answer)
+            text = fill(form, prompt=asked, answer=answer, tag=tag, criteria=judge.criteria, low=low, high=high)
+            yield [{"role": "user", "content": text}]
+
     schema = _schema("score", {"type": "integer", "enum": list(range(low, high + 1))})
-    rows, usage = asking.ask(recipe, _asked_for(recipe, judge, schema), requests, out)
-    return [read_score(row["text"], scale) if row else None for row in rows], usage
+    section = _asked_for(recipe, judge, schema)
+    return asking.ask(recipe, section, requests(), out, lambda row: read_score(row["text"], scale))
 
 
 def compare(

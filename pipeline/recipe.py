@@ -397,6 +397,20 @@ class Ifd(Section):
         return self
 
 
+class Presidio(Section):
+    """Personal data that no pattern finds, such as names, by Microsoft Presidio and a spaCy model. Slow: tens of
+    milliseconds an answer. Needs the extra `pii`."""
+
+    model: str = Field(default="en_core_web_sm", min_length=1)
+    """A spaCy model that is installed, or its folder."""
+    language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
+    """That of the model."""
+    entities: list[str] = Field(default=["PERSON"], min_length=1)
+    """What counts as personal data, in Presidio's names: PERSON, LOCATION, IP_ADDRESS ..."""
+    min_score: float = Field(default=0.5, ge=0, le=1)
+    """How sure Presidio has to be."""
+
+
 class Filter(Section):
     """filter: which answers are good enough to learn from. docs/filters.md shows each rule with examples."""
 
@@ -437,6 +451,8 @@ class Filter(Section):
     """Personal data (e-mail addresses, telephone, social security, card and account numbers) in prompt or answer:
     `flag` names its kinds in the column pii, `redact` also replaces it by its kind (<EMAIL>), `drop` rejects the row.
     Costs three times what the default rules cost together."""
+    presidio: Presidio | None = None
+    """What counts as personal data for `pii` besides what the patterns find."""
     format: bool = True
     """Reject answers without the form that the prompt asks for: JSON, a list, a number of items, words or sentences."""
     agreement: Agreement | None = None
@@ -450,6 +466,12 @@ class Filter(Section):
     """A local causal model that says how hard the answers that are left are for it."""
     judge: FilterJudge | None = None
     """A teacher that scores what all the above keep, a call a row."""
+
+    @model_validator(mode="after")
+    def _personal_data(self) -> "Filter":
+        if self.presidio and self.pii == "off":
+            raise ValueError("presidio looks for personal data, and pii is off; set pii to flag, redact or drop")
+        return self
 
 
 class Near(Section):

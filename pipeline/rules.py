@@ -12,11 +12,16 @@ import string
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from operator import eq
 from typing import Any, NamedTuple
 
-from pipeline.recipe import Filter
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.recipe import Filter, Presidio
 
 
 def _joined(pattern: str) -> str:
@@ -28,39 +33,35 @@ def _re(pattern: str, flags: int = 0) -> re.Pattern[str]:
     return re.compile(_joined(pattern), flags)
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer:
     """What a rule sees of a completion."""
 
     prompt: str
     """The last user turn."""
     text: str
     """The answer."""
-    lower: str
-    """The answer in lower case, its typographic apostrophes made plain."""
-    words: list[str]
-    """`lower`, split at white space."""
-    vocabulary: set[str]
-    """The distinct `words`."""
-    finish_reason: str | None
-    agreement: float | None
+    finish_reason: str | None = "stop"
+    agreement: float | None = None
     """Share of the prompt's completions that say the same; None for a prompt with one completion."""
-    context: str | None
+    context: str | None = None
     """The passage that the answer must rest on; None where there is none."""
 
+    @cached_property
+    def lower(self) -> str:
+        """The answer in lower case, its typographic apostrophes made plain."""
+        lower = self.text.lower()
+        return lower if lower.isascii() else lower.replace("\u2019", "'")
 
-def look(
-    prompt: str,
-    text: str,
-    finish_reason: str | None = "stop",
-    agreement: float | None = None,
-    context: str | None = None,
-) -> Answer:
-    """An Answer from its parts."""
-    lower = text.lower()
-    if not lower.isascii():
-        lower = lower.replace("\u2019", "'")
-    words = lower.split()
-    return Answer(prompt, text, lower, words, set(words), finish_reason, agreement, context)
+    @cached_property
+    def words(self) -> list[str]:
+        """`lower`, split at white space."""
+        return self.lower.split()
+
+    @cached_property
+    def vocabulary(self) -> set[str]:
+        """The distinct `words`."""
+        return set(self.words)
 
 
 # --- What several rules ask of a text ---------------------------------------------------------------------------------
@@ -302,6 +303,8 @@ _ADVERB = _joined(
 )
 _CANNOT = r"(?:can't|cannot|can not|won't|will not|wouldn't|would not|couldn't|could not|shouldn't|may not|must not)"
 
+_NOT_WITH = r"\bi can help (?:you )?with [^.!?\n]{1,120}, but not with\b"
+
 # What an assistant says when it refuses, as a clause of its own.
 _REFUSES = _re(
     rf"""
@@ -344,6 +347,7 @@ _REFUSES = _re(
     |\blet's not go there\b
     |\bmy answer (?:has to be|is|must be) no\b
     |\bbut not with (?:this|that)\b
+    |{_NOT_WITH}
     |\b(?:would be|is) wrong of me to\b
     |\bno way for me to (?:provide|share|give|tell)\b
     |\bgoes? (?:beyond|against) what i\b
@@ -373,6 +377,9 @@ _DISAPPROVES = _re(
         |also )*(?:appropriate|inappropriate|ethical|unethical|acceptable|irresponsible|within my|against my
         |illegal for me|wrong for me)(?: (?:or|and) \w+)?(?: for me)?(?: or \w+)? (?:to|programming|guidelines
         |policy)
+    |^(?:it's|it is) (?:\w+ ){0,2}(?:illegal|immoral|a crime)(?:,? (?:and|or) (?:\w+ )?\w+)? to\b
+    |\b(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \w+){0,4}[ ]
+        (?:is|are) never\b
     |\bi (?:must|have to|need to) (?:\w+ )?(?:inform|remind|point out|emphasi[sz]e|stress|tell|advise|clarify)\b
     |\bi (?:would |'d |must )?(?:strongly |highly )?(?:advise|urge|caution) (?:you )?against\b
     |\bi strongly (?:advise|urge|discourage|encourage)
@@ -385,6 +392,7 @@ _ASKS_JUDGEMENT = re.compile(
 # Strong even where another voice may be speaking.
 _REFUSES_REQUEST = _re(
     rf"""
+    {_NOT_WITH}|
     \bi {_ADVERB}{_CANNOT} (?:and (?:will not|won't|cannot) )?{_ADVERB}(?:be )?(?:assist(?:ing)?
         |help(?:ing)?(?! it\b| but\b)|fulfil+(?:ing)?|comply(?:ing)?|writ(?:e|ing)|creat(?:e|ing)|generat(?:e|ing)
         |produc(?:e|ing)
@@ -474,12 +482,15 @@ _MAY_REFUSE = _joined(
     |(?:n't|not|never) (?:an?|the kind of) (?:[a-z,'-]+ ){1,2}(?:that |which )?i[ ']
     |(?:against|beyond|outside|within|violat\S+) (?:of )?(?:my|the|our|openai|anthropic|ethical)
     |my (?:[a-z,'-]+ ){0,2}(?:guidelines|programming|polic|training|principles|answer|thing)
-    |off the table|up for discussion|no can do|let's not go|but not with th|infringe|th(?:at|is) request|as an ai
+    |off the table|up for discussion|no can do|let's not go|but not with|infringe|th(?:at|is) request|as an ai
     |as (?:a|an) (?:[a-z,'-]+ ){1,5}ai\b|wrong of me|no way for me
     |(?:and|must|to|will|would) (?:[a-z,'-]+ ){0,3}(?:refuse|decline)
     |going to (?:[a-z,'-]+ ){0,3}(?:say no|turn|leave)|(?:sorry|apologies),? (?:but )?no\b|would not be
     |(?:it's|it is|would be|this is|that is|that's) (?:[a-z,'-]+ ){0,4}(?:inappropriate|appropriate|unethical|ethical
         |acceptable|irresponsible|within|illegal for|wrong for)
+    |^(?:it's|it is) (?:\S+ ){0,2}(?:illegal|immoral|a crime)
+    |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
+        (?:is|are) never
     |^\s*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\s*$)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
     |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
@@ -561,11 +572,15 @@ def _substance(parts: list[str]) -> int:
 
 
 _SPEAKER = re.compile(r"^[\w .'-]{1,24}:\s", re.M)
+_ASSISTANT = re.compile(r"(?:[\w-]*(?:gpt|bot)|ai|assistant|answer|response|reply):\s")
 
 
 def _speaker(text: str, at: int) -> bool:
-    """Whether the line of a position begins with a speaker's name, as in a dialogue or a play, or is a block quote."""
+    """Whether the line of a position begins with a speaker's name, as in a dialogue or a play, or is a block quote. An
+    assistant that puts its own name before its answer is no speaker."""
     start = text.rfind("\n", 0, at) + 1
+    if not start and _ASSISTANT.match(text):
+        return False
     return text.startswith(">", start) or bool(_SPEAKER.match(text, start, at + 1))
 
 
@@ -604,6 +619,11 @@ _REFER = _re(
         |expert|accountant|therapist|specialist)\b
     """
 )
+# Comfort for whoever asks for something harmful; whoever tells of himself is answered by it.
+_COMFORTS = re.compile(
+    r"^i(?:'m| am) (?:\S+ )?sorry (?:to hear )?that you(?:'re| are) (?:feeling|going through|struggling)"
+)
+_TELLS_OF_HIMSELF = re.compile(r"(?<!do )(?<!can )(?<!could )(?<!should )(?<!would )(?<!may )\bi\b", re.I)
 _ASKED_TO_ASK = re.compile(r"\b(?:ask me|interview|quiz|20 questions|twenty questions)\b", re.I)
 
 
@@ -612,11 +632,13 @@ def deflection(answer: Answer, config: Filter) -> str | None:
     answers of at most 60 words, since a longer one goes on to say something."""
     if not config.deflections or len(answer.words) > 60:
         return None
-    lower = answer.lower
+    lower, told = answer.lower, _VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)
+    if _COMFORTS.match(lower) and not told and not _TELLS_OF_HIMSELF.search(answer.prompt):
+        return "deflection"
     found = _DEFLECTS.search(lower, 0, 220) or (_REFER.search(lower) if len(answer.words) <= 30 else None)
     if not found or quoted(lower, found.start()) or _speaker(lower, found.start()):
         return None
-    if (_VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)) and (
+    if told and (
         found.group().startswith(("please check", "please visit", "please consult", "please refer"))
         or not found.group().startswith(("please", "could you", "it ", "can you", "which "))
     ):
@@ -788,7 +810,7 @@ _TEXT_MEDIA = _re(
     rf"""
     !\[[^\]\n]*\]\([^)\n]*\)
     |\b(?:as )?(?:shown|seen|illustrated|depicted|you can see|pictured) in (?:the[ ]
-        |this )?(?:following )?(?:{_MEDIA}|figure|diagram|illustration|chart|graph)(?: (?:above|below|\d+))?\b
+        |this |(?!\w+s\b))(?:following )?(?:{_MEDIA}|figure|diagram|illustration|chart|graph)(?: (?:above|below|\d+))?\b
     |\b(?:the|this|following) (?:{_MEDIA}|figure|diagram|illustration|infographic) (?:above|below)\b
     |\bsee (?:figure|fig\.|image|picture|video) \d
     |\bclick (?:here\b|(?:on )?(?:the|this) (?:link|button) (?:below|above))
@@ -840,6 +862,10 @@ _ASKS_TO_REPEAT = re.compile(
 _LINE_START = re.compile(r"^[\s>*•–+-]*(?:\d{1,3}[.)]\s*)?")
 
 
+# From where on words, triples of words, a word said in a row, a long word and lines are worth a look.
+_VARIED, _VARIED_TRIPLES, _RUN, _LONG_WORD, _LINES = 0.72, 0.9, 12, 200, 7
+
+
 def repetition(answer: Answer, config: Filter) -> str | None:
     """The same again and again: a word 12 times in a row, a sentence or list item that makes up much of the answer, or,
     from 50 words on, more than half of the word triples a repeat (after Gopher, Rae et al. 2021). Not in code, tables
@@ -850,21 +876,21 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     if not config.repetition or not words:
         return None
     # Each of these can only be so if words recur: nearly all answers are done here.
-    if distinct > 0.72 * many and len(answer.text) < 16 * many + 200:
+    if distinct > _VARIED * many and len(answer.text) < 16 * many + 200:
         return None
     if _ASKS_TO_REPEAT.search(answer.prompt):
         return None
-    if sum(map(eq, words, words[1:])) >= 8 and _longest_run(words) >= 12:
+    if sum(map(eq, words, words[1:])) >= 8 and _longest_run(words) >= _RUN:
         return "repetition"
     longest = max(answer.vocabulary, key=len) if len(answer.text) > 200 + 2 * many else ""
-    if len(longest) >= 200 and len(zlib.compress(longest.encode("utf-8", "replace"))) < 0.1 * len(longest):
+    if len(longest) >= _LONG_WORD and len(zlib.compress(longest.encode("utf-8", "replace"))) < 0.1 * len(longest):
         return "repetition"
-    if distinct > 0.72 * many or many < 12:
+    if distinct > _VARIED * many or many < 12:
         return None
     triples = len(set(zip(words, words[1:], words[2:], strict=False)))
     if _VERSE.search(answer.prompt):
         return "repetition" if many >= 50 and triples < 0.2 * many else None
-    if triples > 0.9 * (many - 2) and answer.text.count("\n") < 7:
+    if triples > _VARIED_TRIPLES * (many - 2) and answer.text.count("\n") < _LINES:
         return None
     lines = [line for line in prose(answer.text).splitlines() if line.strip() and not line.lstrip().startswith("|")]
     parts = [part.strip(" .!?").lower() for line in lines for part in sentences(_LINE_START.sub("", line))]
@@ -887,6 +913,14 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     return None
 
 
+def _words_recur(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
+    """(n,) rows that `repetition` may reject."""
+    uniform = (rows.distinct > _VARIED * rows.words) | (
+        (rows.triples > _VARIED_TRIPLES * (rows.words - 2)) & (rows.newlines < _LINES)
+    )
+    return ~rows.known | ~uniform | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
+
+
 def _longest_run(words: list[str]) -> int:
     longest = run = 1
     for one, two in zip(words, words[1:], strict=False):
@@ -905,9 +939,13 @@ _ASKS_FOR_ECHO = _re(
 )
 
 
+def _too_long_for_an_echo(characters: Any, prompt_characters: Any) -> Any:
+    return characters > 3 * prompt_characters + 40
+
+
 def echo(answer: Answer, config: Filter) -> str | None:
     """The answer repeats the prompt (of five words or more) and adds next to nothing."""
-    if not config.echo or len(answer.text) > 3 * len(answer.prompt) + 40:
+    if not config.echo or _too_long_for_an_echo(len(answer.text), len(answer.prompt)):
         return None
     asked = " ".join(_WORDS.findall(answer.prompt.lower()))
     if asked.count(" ") < 4:
@@ -921,7 +959,7 @@ def echo(answer: Answer, config: Filter) -> str | None:
 
 # English words that no other common language has. Whoever uses several of them writes English; only the other texts
 # are worth the 40 microseconds that a detector takes.
-_ENGLISH = frozenset(
+ENGLISH = frozenset(
     "the and that with are this you your they their which from have has when what who how its by been were would "
     "will should these those there because about does can't it's of".split()
 )
@@ -945,7 +983,7 @@ def language(answer: Answer, config: Filter) -> str | None:
     wanted = config.language
     if wanted == "off" or len(answer.text) < 12:
         return None
-    english = len(answer.vocabulary & _ENGLISH) >= min(12, max(2, 0.03 * len(answer.words)))
+    english = len(answer.vocabulary & ENGLISH) >= min(12, max(2, 0.03 * len(answer.words)))
     if english and wanted == "en":
         return None
     if english and wanted == "prompt" and _looks_english(answer.prompt):
@@ -974,11 +1012,23 @@ def language(answer: Answer, config: Filter) -> str | None:
     return "language"
 
 
+def _may_be_foreign(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
+    """(n,) rows that `language` may reject."""
+    foreign = ~rows.known | (rows.english < np.minimum(12, np.maximum(2, 0.03 * rows.words)))
+    if config.language == "prompt":
+        plain = np.flatnonzero(~foreign)
+        prompts = rows.prompts.take(pa.array(plain)).to_pylist()
+        foreign[plain] = [not _looks_english(prompt) for prompt in prompts]
+    elif config.language != "en":
+        foreign[:] = True
+    return foreign
+
+
 _ENGLISH_OPENING = frozenset(
     "explain describe compare write tell summarize summarise discuss what what's how why who when where which give "
     "can could please should does".split()
 )
-_ENGLISH_QUESTION = _ENGLISH | _ENGLISH_OPENING | frozenset("is where do i a list name me for my".split())
+_ENGLISH_QUESTION = ENGLISH | _ENGLISH_OPENING | frozenset("is where do i a list name me for my".split())
 
 
 def _looks_english(prompt: str) -> bool:
@@ -1094,11 +1144,16 @@ _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b")
 
 
-def personal_data(text: str) -> list[tuple[str, int, int]]:
+def personal_data(text: str, presidio: Presidio | None = None) -> list[tuple[str, int, int]]:
     """Personal data in a text as (kind, start, end), in order, none overlapping: email, phone, ssn, card (Luhn's check
-    digit holds) and iban (its check digits hold). Addresses at example.com and US 555-01xx numbers are nobody's."""
+    digit holds) and iban (its check digits hold); and what Presidio finds, where the recipe asks for it. Addresses at
+    example.com and US 555-01xx numbers are nobody's."""
     found: list[tuple[str, int, int]] = []
-    if "@" not in text and not any(map(text.__contains__, string.digits)):
+    if presidio:
+        from pipeline.entities import named
+
+        found += named(text, presidio)
+    if not found and "@" not in text and not any(map(text.__contains__, string.digits)):
         return found
     if "@" in text:
         found += [("email", *match.span()) for match in _EMAIL.finditer(text)]
@@ -1126,9 +1181,9 @@ def _iban_holds(number: str) -> bool:
     return 15 <= len(compact) <= 34 and int("".join(str(int(sign, 36)) for sign in compact[4:] + compact[:4])) % 97 == 1
 
 
-def redacted(text: str) -> str:
+def redacted(text: str, presidio: Presidio | None = None) -> str:
     """The text with personal data replaced by its kind: <EMAIL>."""
-    for kind, start, end in reversed(personal_data(text)):
+    for kind, start, end in reversed(personal_data(text, presidio)):
         text = f"{text[:start]}<{kind.upper()}>{text[end:]}"
     return text
 
@@ -1137,7 +1192,7 @@ def pii(answer: Answer, config: Filter) -> str | None:
     """Prompt or answer contains personal data, and the recipe says `pii: drop`."""
     if config.pii != "drop":
         return None
-    return "pii" if personal_data(answer.text) or personal_data(answer.prompt) else None
+    return "pii" if any(personal_data(text, config.presidio) for text in (answer.text, answer.prompt)) else None
 
 
 _NUMBERS = dict(
@@ -1347,8 +1402,31 @@ def ungrounded(answer: Answer, config: Filter) -> str | None:
     return "ungrounded" if enough and len(content & there) < config.grounding * len(content) else None
 
 
+class Measured(NamedTuple):
+    """What is known of n rows before any rule is asked: (n,) each. The counts of words are those of
+    measures.Counts, and 0 where they are not known."""
+
+    prompts: pa.Array
+    characters: NDArray[np.int64]
+    """Of the answers."""
+    prompt_characters: NDArray[np.int64]
+    agreement: NDArray[np.float64]
+    """NaN where there is none."""
+    known: NDArray[np.bool_]
+    """Whether the words were counted."""
+    words: NDArray[np.int64]
+    distinct: NDArray[np.int64]
+    triples: NDArray[np.int64]
+    english: NDArray[np.int64]
+    """Different words of ENGLISH."""
+    run: NDArray[np.int64]
+    longest: NDArray[np.int64]
+    newlines: NDArray[np.int64]
+
+
 class Rule(NamedTuple):
-    """A rule and what is known of it before it is asked."""
+    """A rule, and which rows it can reject: if any of `in_text` to `where` is given, only those that one of them names,
+    and it is not asked about the others. The stage finds them for a batch at a time, many times as fast as it asks."""
 
     check: Callable[[Answer, Filter], str | None]
     fields: tuple[str, ...]
@@ -1360,11 +1438,15 @@ class Rule(NamedTuple):
     passes: Answer
     """One that looks alike and is good."""
     in_text: str = ""
-    """RE2, in any case: an answer in which this is not found (nor `in_prompt` in its prompt) cannot break the rule.
-    Arrow looks for it in a batch at about 1 microsecond an answer, and the rule is asked about the rest only."""
+    """RE2, in any case: it may reject an answer in which this is found."""
     in_prompt: str = ""
+    """The same of prompts."""
     in_context: bool = False
-    """Asked of rows with a passage only."""
+    """It may reject rows with a passage."""
+    ended: tuple[str, ...] = ()
+    """Finish reasons with which it may reject an answer."""
+    where: Callable[[Measured, Filter], NDArray[np.bool_]] | None = None
+    """(n,) which of n rows it may reject, by their measures."""
 
 
 _LOOKAROUND = re.compile(r"\(\?<?[!=](?:\\.|\[(?:\\.|[^\]\\])+\]|[^()\[\\]|\([^()]*\))*\)")
@@ -1381,84 +1463,100 @@ def _hint(*patterns: re.Pattern[str]) -> str:
     return "|".join(parts)
 
 
+PERSONAL_DATA = _hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN)
+"""RE2 that is found in every text with what the patterns of `personal_data` find."""
+
 RULES: tuple[Rule, ...] = (
-    Rule(empty, (), ("empty",), look("Who is Sulu?", "..."), look("Which season is it?", "2")),
+    Rule(
+        empty,
+        (),
+        ("empty",),
+        Answer("Who is Sulu?", "..."),
+        Answer("Which season is it?", "2"),
+        in_text=r"^[^0-9a-z]*$",
+        in_prompt=r"^[^0-9a-z]*$",
+    ),
     Rule(
         too_long,
         ("max_chars",),
         ("too_long",),
-        look("List the stars.", "star " * 50_000),
-        look("List the moons of Mars.", "Phobos and Deimos"),
+        Answer("List the stars.", "star " * 50_000),
+        Answer("List the moons of Mars.", "Phobos and Deimos"),
+        where=lambda rows, config: rows.characters + rows.prompt_characters > config.max_chars,
     ),
     Rule(
         too_short,
         ("min_words",),
         ("too_short",),
-        look("Write an essay about the causes of the First World War.", "Alliances."),
-        look("What is the stardate of 'The Man Trap'?", "1513.1"),
+        Answer("Write an essay about the causes of the First World War.", "Alliances."),
+        Answer("What is the stardate of 'The Man Trap'?", "1513.1"),
+        where=lambda rows, config: ~rows.known | (rows.words < max(25, config.min_words)),
     ),
     Rule(
         cut_off,
         ("cut_off",),
         ("cut_off",),
-        look("How do tides work?", "The Moon pulls on the sea. Twice a day the water rises. On the far side of the"),
-        look("Who was the captain?", "James T. Kirk, captain of the Enterprise"),
+        Answer("How do tides work?", "The Moon pulls on the sea. Twice a day the water rises. On the far side of the"),
+        Answer("Who was the captain?", "James T. Kirk, captain of the Enterprise"),
+        in_text=rf"```|[^\s{re.escape(''.join(_TERMINAL))}]\s*$",
+        ended=("length",),
     ),
     Rule(
         declined,
         ("refusals",),
         ("refusal",),
-        look("Describe the murder.", "He took", "content_filter"),
-        look("What is a content filter?", "A program that decides what may be shown."),
+        Answer("Describe the murder.", "He took", "content_filter"),
+        Answer("What is a content filter?", "A program that decides what may be shown."),
+        ended=("refusal", "content_filter"),
     ),
     Rule(
         refusal,
         ("refusals", "partial_refusals"),
         ("refusal", "partial_refusal"),
-        look("How do I kill a Python process?", "I'm sorry, but I can't help with harming anyone."),
-        look("What does HAL say at the door?", "HAL says: \"I'm sorry, Dave. I'm afraid I can't do that.\""),
+        Answer("How do I kill a Python process?", "I'm sorry, but I can't help with harming anyone."),
+        Answer("What does HAL say at the door?", "HAL says: \"I'm sorry, Dave. I'm afraid I can't do that.\""),
         in_text=_MAY_REFUSE,
     ),
     Rule(
         deflection,
         ("deflections",),
         ("deflection",),
-        look("Who is the fifth officer?", "I'm not sure. Could you provide more context?"),
-        look("How do I say that I lack the answer?", 'Say "I don\'t know, but I will find out."'),
-        in_text=_hint(_DEFLECTS, _REFER),
+        Answer("Who is the fifth officer?", "I'm not sure. Could you provide more context?"),
+        Answer("How do I say that I lack the answer?", 'Say "I don\'t know, but I will find out."'),
+        in_text=_hint(_DEFLECTS, _REFER, _COMFORTS),
     ),
     Rule(
         boilerplate,
         ("boilerplate",),
         ("boilerplate",),
-        look(
+        Answer(
             "What makes a good leader?", "As an AI language model, I think that good leaders listen before they speak."
         ),
-        look("What is ChatGPT?", "A chat program by OpenAI, built on a large language model."),
+        Answer("What is ChatGPT?", "A chat program by OpenAI, built on a large language model."),
         in_text=_hint(_BOILERPLATE),
     ),
     Rule(
         leakage,
         ("leakage",),
         ("leakage",),
-        look("What is a nebula?", "A cloud of gas and dust.<|im_end|>\n<|im_start|>user\nAnd a quasar?"),
-        look("What is the format of ChatML?", "Each turn begins with <|im_start|> and a role."),
+        Answer("What is a nebula?", "A cloud of gas and dust.<|im_end|>\n<|im_start|>user\nAnd a quasar?"),
+        Answer("What is the format of ChatML?", "Each turn begins with <|im_start|> and a role."),
         in_text=_hint(_TOKENS, _TURNS, _PROMPT_TEXT),
     ),
     Rule(
         placeholder,
         ("placeholders",),
         ("placeholder",),
-        look("Write a note to Anna.", "Dear Anna, thank you for everything.\n[Your Name]"),
-        look("Write a template for a note.", "Dear [Name], thank you for everything.\n[Your Name]"),
+        Answer("Write a note to Anna.", "Dear Anna, thank you for everything.\n[Your Name]"),
+        Answer("Write a template for a note.", "Dear [Name], thank you for everything.\n[Your Name]"),
         in_text=_hint(_PLACEHOLDER, _NOTHING),
     ),
     Rule(
         reference,
         ("references",),
         ("reference",),
-        look("How do I tie a bowline?", "Make a loop and pass the end through it, as shown in the image below."),
-        look("What does the picture of Dorian Gray stand for?", "The picture shows what his face hides."),
+        Answer("How do I tie a bowline?", "Make a loop and pass the end through it, as shown in the image below."),
+        Answer("What does the picture of Dorian Gray stand for?", "The picture shows what his face hides."),
         in_text=_hint(_TEXT_MEDIA),
         in_prompt=_hint(_PROMPT_MEDIA, _PROMPT_LINK),
     ),
@@ -1466,66 +1564,70 @@ RULES: tuple[Rule, ...] = (
         repetition,
         ("repetition",),
         ("repetition",),
-        look("Why do stars twinkle?", "Stars twinkle because the air moves. " * 9),
-        look("Write a lullaby.", "Sleep, little one, sleep,\nthe moon is on the sheep.\n" * 5),
+        Answer("Why do stars twinkle?", "Stars twinkle because the air moves. " * 9),
+        Answer("Write a lullaby.", "Sleep, little one, sleep,\nthe moon is on the sheep.\n" * 5),
+        where=_words_recur,
     ),
     Rule(
         echo,
         ("echo",),
         ("echo",),
-        look("Who commanded the ship before Kirk?", "who commanded the ship before kirk"),
-        look("Is Spock the son of Sarek and Amanda?", "Spock is the son of Sarek and Amanda."),
+        Answer("Who commanded the ship before Kirk?", "who commanded the ship before kirk"),
+        Answer("Is Spock the son of Sarek and Amanda?", "Spock is the son of Sarek and Amanda."),
+        where=lambda rows, config: ~_too_long_for_an_echo(rows.characters, rows.prompt_characters),
     ),
     Rule(
         language,
         ("language",),
         ("language",),
-        look("What does the heart do?", "El corazón bombea la sangre a través de los vasos sanguíneos del cuerpo."),
-        look("Say in Spanish what the heart does.", "El corazón bombea la sangre a través de los vasos sanguíneos."),
+        Answer("What does the heart do?", "El corazón bombea la sangre a través de los vasos sanguíneos del cuerpo."),
+        Answer("Say in Spanish what the heart does.", "El corazón bombea la sangre a través de los vasos sanguíneos."),
+        where=_may_be_foreign,
     ),
     Rule(
         garbled,
         ("garbled",),
         ("garbled",),
-        look("What is a café?", "A cafÃ© is a small restaurant; itâ€™s a place to meet."),
-        look("What does mojibake look like?", "The word café turns into cafÃ©."),
+        Answer("What is a café?", "A cafÃ© is a small restaurant; itâ€™s a place to meet."),
+        Answer("What does mojibake look like?", "The word café turns into cafÃ©."),
         in_text=_hint(_BROKEN, _MOJIBAKE, _CONSONANTS, _NOISE, _SINGLE),
     ),
     Rule(
         markup,
         ("markup",),
         ("markup",),
-        look("Give me two tips for sleeping.", "<p>Keep regular hours.</p><p>Avoid coffee.</p>"),
-        look("Write HTML for a link.", '<a href="/home">Home</a>'),
+        Answer("Give me two tips for sleeping.", "<p>Keep regular hours.</p><p>Avoid coffee.</p>"),
+        Answer("Write HTML for a link.", '<a href="/home">Home</a>'),
         in_text=_hint(_TAG, _ENTITY),
     ),
     Rule(
         pii,
         ("pii",),
         ("pii",),
-        look("Who do I write to?", "Write to jane.doe@gmail.com."),
-        look("What does an address look like?", "For example jane.doe@example.com."),
-        in_text=_hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN),
-        in_prompt=_hint(_EMAIL, _PHONE, _SSN, _CARD, _IBAN),
+        Answer("Who do I write to?", "Write to jane.doe@gmail.com."),
+        Answer("What does an address look like?", "For example jane.doe@example.com."),
+        in_text=PERSONAL_DATA,
+        in_prompt=PERSONAL_DATA,
+        where=lambda rows, config: np.full(len(rows.prompts), config.presidio is not None),
     ),
     Rule(
         not_as_asked,
         ("format",),
         ("format",),
-        look("Give me five synonyms for fast as a numbered list.", "1. quick\n2. rapid\n3. swift"),
-        look("Name five planets.", "Mercury, Venus, Earth, Mars and Jupiter"),
+        Answer("Give me five synonyms for fast as a numbered list.", "1. quick\n2. rapid\n3. swift"),
+        Answer("Name five planets.", "Mercury, Venus, Earth, Mars and Jupiter"),
         in_prompt=_hint(_ASKS_JSON, _ASKS_LIST, _ASKS_ITEMS, _AT_MOST, _AT_LEAST, _ABOUT, _ONE_WORD, _ASKS_SENTENCES),
     ),
     Rule(
         ungrounded,
         ("grounding",),
         ("ungrounded",),
-        look(
+        Answer(
             "When did the mill burn down?",
             "The mill burned down in 1871.",
             context="The old mill stood by the river until a fire destroyed it in 1817.",
         ),
-        look(
+        Answer(
             "When did the mill burn down?",
             "A fire destroyed it in 1817.",
             context="The old mill stood by the river until a fire destroyed it in 1817.",
@@ -1536,8 +1638,9 @@ RULES: tuple[Rule, ...] = (
         disagreement,
         ("agreement",),
         ("agreement",),
-        look("When does it begin?", "1531.1", agreement=0.25),
-        look("When does it begin?", "1513.1", agreement=0.75),
+        Answer("When does it begin?", "1531.1", agreement=0.25),
+        Answer("When does it begin?", "1513.1", agreement=0.75),
+        where=lambda rows, config: rows.agreement < (config.agreement.min_share if config.agreement else 0),
     ),
 )
 

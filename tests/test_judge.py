@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import judge, paths, templates
+from pipeline import artifacts, judge, paths, templates
 from pipeline.errors import RecipeError
 from pipeline.recipe import Judge, Recipe, load_recipe
 from teacher_server import running
@@ -52,6 +52,17 @@ def test_scores_come_back_in_order_and_are_asked_once(folder, provider):
         assert not list(place.iterdir())
         again, usage = judge.score(wanted, Judge(teacher="wise"), pairs, SCALE, place)
         assert again == scores and (usage["requests_sent"], usage["from_store"]) == (0, 25)
+
+
+def test_answers_may_come_one_by_one_and_twice_in_more_parts_than_fit_into_memory(folder, monkeypatch):
+    monkeypatch.setattr(artifacts, "SORTED_AT_ONCE", 3)
+    pairs = ((user(f"Question {i % 7}?"), f"Answer (worth {i % 7 + 1}).") for i in range(20))
+    with running(judge="worth") as server:
+        scores, usage = judge.score(recipe(server.url), Judge(teacher="wise"), pairs, SCALE, out(folder))
+        assert scores == [float(i % 7 + 1) for i in range(20)] and usage["requests_sent"] == 7
+        place = out(folder)
+        assert judge.score(recipe(server.url), Judge(teacher="wise"), iter(()), SCALE, place) == ([], {})
+        assert not list(place.iterdir())
 
 
 def test_a_comparison_is_asked_in_both_orders(folder):

@@ -2,8 +2,9 @@
 
 The rules are in pipeline/rules.py. Every rule that rejects an answer is recorded; the first one is the row's reason.
 What they keep is scored, where the recipe asks for it, by a reward model, by a causal model (pipeline/local_scores.py)
-and by a judge (pipeline/judge.py), each asked only about what those before it have kept; that needs memory for the
-prompts and answers that are scored. Nothing is thrown away: what is not in kept.parquet is in rejected.parquet.
+and by a judge (pipeline/judge.py), each asked only about what those before it have kept. Of all rows only some numbers
+are in memory; of prompts and answers some thousand at a time. Nothing is thrown away: what is not in kept.parquet is
+in rejected.parquet.
 """
 
 import re
@@ -25,9 +26,10 @@ from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.recipe import Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
-from pipeline.rules import RULE_REASONS, RULES, Rule, look, personal_data, redacted
+from pipeline.rules import ENGLISH, PERSONAL_DATA, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
+from pipeline.stages.dedupe import text_bytes
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("filter", "filter_judge")
 READS = {"completions": "collect"}
 
@@ -43,7 +45,7 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     config, found = recipe.filter, {}
     if not config.enabled:
         return {}
-    for name, section in (("reward", config.reward), ("ifd", config.ifd)):
+    for name, section in (("reward", config.reward), ("ifd", config.ifd), ("presidio", config.presidio)):
         if section and Path(section.model).is_dir():
             found[name] = Path(section.model)
     if recipe.filter_judge:
@@ -74,27 +76,42 @@ def normalised(text: str) -> str:
     return _SPACE.sub("", said)
 
 
+# All of ASCII but the letters and digits that no article has and that `normalised` keeps.
+_GIST = set(string.ascii_lowercase + string.digits) - set("".join(_ARTICLES))
+_NO_GIST = bytes(code for code in range(128) if chr(code) not in _GIST)
+
+
+def gist(text: str) -> bytes:
+    """Some of an answer's letters, many times as fast as `normalised`: what has another gist says something else."""
+    plain = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return plain.encode("ascii", "ignore").translate(None, _NO_GIST)
+
+
 def agreements(source: Path) -> np.ndarray:
     """For each row, in order, the share of its prompt's completions that say the same as it does (itself included);
-    NaN for a prompt with one completion. 16 bytes a row are held. Self-consistency: Wang et al., 2022.
+    NaN for a prompt with one completion. 24 bytes a row are held. Self-consistency: Wang et al., 2022.
 
     source: a table with prompt_id and text.
     """
     prompts = [batch["prompt_id"].fill_null("") for batch in _batches(source, ["prompt_id"])]
-    prompt = np.concatenate([_hashes(ids.to_pylist()) for ids in prompts])
+    prompt = np.concatenate([_hashes(name.encode() for name in ids.to_pylist()) for ids in prompts])
     samples = _group_sizes(prompt, prompt)
-    said = np.zeros_like(prompt)
-    if samples.max() > 1:
-        done = 0
-        for batch in _batches(source, ["text"]):
-            texts = batch["text"].fill_null("").to_pylist()
-            said[done : done + len(texts)] = _hashes(map(normalised, texts))
-            done += len(texts)
+    if samples.max() == 1:
+        return np.full(len(prompt), np.nan)
+    texts = (batch["text"].fill_null("") for batch in _batches(source, ["text"]))
+    said = np.concatenate([_hashes(map(gist, some.to_pylist())) for some in texts])
+    alike = _group_sizes(prompt, said) > 1
+    done = 0
+    for batch in _batches(source, ["text"]) if alike.any() else ():
+        rows = np.flatnonzero(alike[done : done + batch.num_rows])
+        texts = batch["text"].take(pa.array(rows)).fill_null("").to_pylist()
+        said[done + rows] = _hashes(normalised(text).encode() for text in texts)
+        done += batch.num_rows
     return np.where(samples > 1, _group_sizes(prompt, said) / samples, np.nan)
 
 
-def _hashes(values: Iterable[str]) -> np.ndarray:
-    return np.fromiter((xxhash.xxh3_64_intdigest(value.encode()) for value in values), dtype=np.uint64)
+def _hashes(values: Iterable[bytes]) -> np.ndarray:
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, values), dtype=np.uint64)
 
 
 def _group_sizes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -109,27 +126,38 @@ def _group_sizes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def verdicts(batch: pa.RecordBatch, shares: np.ndarray, config: Filter) -> np.ndarray:
+def verdicts(batch: pa.RecordBatch, shares: np.ndarray, config: Filter, compiled: bool = False) -> np.ndarray:
     """For each row of a batch, the reasons to reject it, as a bit mask over REASONS (0: the row is kept).
 
     batch: columns messages, text, finish_reason, context. shares: each row's agreement, NaN where there is none.
+    compiled: whether to count words with machine code first. That changes how fast it goes, not what comes out.
     """
     prompts, texts = _prompts(batch), batch["text"].fill_null("")
-    plain = pc.replace_substring(texts, "\u2019", "'")
+    on = [rule for rule in RULES if not rule.fields or any(getattr(config, field) not in OFF for field in rule.fields)]
+    asked = _to_ask(on, batch, prompts, texts, shares, config, compiled)
+    rows = np.flatnonzero(asked)
     columns = (prompts, texts, batch["finish_reason"], batch["context"])
-    parts = zip(*(column.to_pylist() for column in columns), shares.tolist(), strict=True)
-    asked = _rules_to_ask(prompts, plain, batch["context"].is_valid(), config)
+    parts = zip(*(column.take(pa.array(rows)).to_pylist() for column in columns), shares[rows].tolist(), strict=True)
+    chosen = {bits: [rule for bit, rule in enumerate(on) if bits >> bit & 1] for bits in np.unique(asked).tolist()}
     masks = np.zeros(len(texts), dtype=np.uint64)
-    for i, (prompt, text, ended, context, share) in enumerate(parts):
-        answer, mask = look(prompt, text, ended, None if share != share else share, context), 0
-        for rule in asked[i]:
+    for row, bits, (prompt, text, ended, context, share) in zip(
+        rows.tolist(), asked[rows].tolist(), parts, strict=True
+    ):
+        answer, mask = Answer(prompt, text, ended, None if share != share else share, context), 0
+        for rule in chosen[bits]:
             if reason := rule.check(answer, config):
                 mask |= _BIT[reason]
                 if mask & _UNREAD:  # what is empty or too long is not looked at any further
                     break
-        masks[i] = mask
+        masks[row] = mask
     return masks
 
+
+COMPILE_BYTES = 16 << 20
+"""From so much text on, it is faster to count words with machine code although that has to be loaded first."""
+
+OFF = (False, None, "off")
+"""Values of a recipe's field that turn a rule off."""
 
 LONG_HINT = 1_000
 """Characters of a hint (Rule.in_text) from which it is looked for by itself."""
@@ -138,28 +166,53 @@ _BIT = {reason: 1 << bit for bit, reason in enumerate(REASONS)}
 _UNREAD = _BIT["empty"] | _BIT["too_long"]
 
 
-def _rules_to_ask(prompts: pa.Array, texts: pa.Array, with_context: pa.Array, config: Filter) -> list[tuple[Rule, ...]]:
-    """For each row of a batch, the rules that are on and whose hint is found in it, or that have none."""
-    off = (False, None, "off")
-    on = [rule for rule in RULES if not rule.fields or any(getattr(config, field) not in off for field in rule.fields)]
-    always = [not (rule.in_text or rule.in_prompt or rule.in_context) for rule in on]
-    need = np.full(len(texts), sum(1 << bit for bit, without in enumerate(always) if without))
+def _to_ask(
+    on: list[Rule],
+    batch: pa.RecordBatch,
+    prompts: pa.Array,
+    texts: pa.Array,
+    shares: np.ndarray,
+    config: Filter,
+    compiled: bool,
+) -> np.ndarray:
+    """(n,) for each row of a batch, the rules in `on` that may reject it, as a bit mask over them."""
+    plain = pc.replace_substring(texts, "\u2019", "'")
+    rows = _measured(prompts, texts, shares, compiled)
+    need = np.zeros(len(texts), np.int64)
     # All short hints at once cost little more than one, and only the texts in which any is found are looked at for
     # each; with a long one among them RE2 runs out of room for its states and is ten times as slow.
     short = [rule for rule in on if 0 < len(rule.in_text) <= LONG_HINT]
-    some = _found_in(texts, "|".join(f"(?:{rule.in_text})" for rule in short))
-    few = texts.take(pa.array(some))
+    some = _found_in(plain, "|".join(f"(?:{rule.in_text})" for rule in short))
+    few = plain.take(pa.array(some))
     for bit, rule in enumerate(on):
+        here = np.zeros(len(texts), np.bool_)
         if rule in short:
-            need[some[_found_in(few, rule.in_text)]] |= 1 << bit
+            here[some[_found_in(few, rule.in_text)]] = True
         elif rule.in_text:
-            need[_found_in(texts, rule.in_text)] |= 1 << bit
+            here[_found_in(plain, rule.in_text)] = True
         if rule.in_prompt:
-            need[_found_in(prompts, rule.in_prompt)] |= 1 << bit
+            here[_found_in(prompts, rule.in_prompt)] = True
         if rule.in_context:
-            need[with_context.to_numpy(zero_copy_only=False)] |= 1 << bit
-    sets = {bits: tuple(rule for bit, rule in enumerate(on) if bits >> bit & 1) for bits in np.unique(need).tolist()}
-    return [sets[bits] for bits in need.tolist()]
+            here |= batch["context"].is_valid().to_numpy(zero_copy_only=False)
+        if rule.ended:
+            here |= pc.is_in(batch["finish_reason"], pa.array(rule.ended)).to_numpy(zero_copy_only=False)
+        if rule.where:
+            here |= rule.where(rows, config)
+        if not (rule.in_text or rule.in_prompt or rule.in_context or rule.ended or rule.where):
+            here[:] = True
+        need |= here.astype(np.int64) << bit
+    return need
+
+
+def _measured(prompts: pa.Array, texts: pa.Array, shares: np.ndarray, compiled: bool) -> Measured:
+    characters, asked = (pc.utf8_length(column).to_numpy().astype(np.int64) for column in (texts, prompts))
+    if compiled:
+        from pipeline import measures
+
+        counts: Any = measures.count(texts, ENGLISH)
+    else:
+        counts = [np.zeros(len(texts), np.bool_), *np.zeros((7, len(texts)), np.int64)]
+    return Measured(prompts, characters, asked, shares, *counts)
 
 
 def _found_in(texts: pa.Array, pattern: str) -> np.ndarray:
@@ -190,23 +243,25 @@ def score(
     if config.reward:
         from pipeline.local_scores import rewards
 
-        rows, pairs = _pairs(source, masks, config)
+        rows = np.flatnonzero(masks == 0)
         with progress("reward", len(rows), "rows") as advance:
-            scores["reward"][rows] = rewards(config.reward, pairs, advance)
+            scores["reward"][rows] = rewards(config.reward, _pairs(source, rows, config), advance)
         if config.reward.min_score is not None:
             masks[scores["reward"] < config.reward.min_score] |= np.uint64(_BIT["reward"])
     if config.ifd:
         from pipeline.local_scores import difficulty
 
-        rows, pairs = _pairs(source, masks, config)
+        rows = np.flatnonzero(masks == 0)
         with progress("ifd", len(rows), "rows") as advance:
-            scores["perplexity"][rows], scores["ifd"][rows] = difficulty(config.ifd, pairs, advance)
+            found = difficulty(config.ifd, _pairs(source, rows, config), advance)
+        scores["perplexity"][rows], scores["ifd"][rows] = found
         low, high = config.ifd.min, config.ifd.max
         masks[scores["ifd"] < (-np.inf if low is None else low)] |= np.uint64(_BIT["ifd"])
         masks[scores["ifd"] > (np.inf if high is None else high)] |= np.uint64(_BIT["ifd"])
     if config.judge:
-        rows, pairs = _pairs(source, masks, config)
-        given, usage = judge.score(recipe, config.judge, pairs, (config.judge.low, config.judge.high), out)
+        rows = np.flatnonzero(masks == 0)
+        scale = config.judge.low, config.judge.high
+        given, usage = judge.score(recipe, config.judge, _pairs(source, rows, config), scale, out)
         scores["score"][rows] = [np.nan if one is None else one for one in given]
         if config.judge.min_score is not None:
             masks[scores["score"] < config.judge.min_score] |= np.uint64(_BIT["judge"])
@@ -219,25 +274,23 @@ def score(
     return scores, usage, note
 
 
-def _pairs(source: Path, masks: np.ndarray, config: Filter) -> tuple[np.ndarray, list[tuple[list[Message], str]]]:
-    """The numbers of the rows that are not rejected so far, and their prompts (with the passage before the question,
-    where there is one) and answers; personal data is redacted where the recipe says so, for a judge may be a
+def _pairs(source: Path, numbers: np.ndarray, config: Filter) -> Iterator[tuple[list[Message], str]]:
+    """The prompts (with the passage before the question, where there is one) and answers of the rows with these
+    numbers, a batch in memory at a time; personal data is redacted where the recipe says so, for a judge may be a
     stranger."""
-    read = ["messages", "text", "context"]
-    numbers, pairs, done = np.flatnonzero(masks == 0), [], 0
+    read, done = ["messages", "text", "context"], 0
     for batch in _batches(source, read):
         rows = numbers[np.searchsorted(numbers, done) : np.searchsorted(numbers, done + batch.num_rows)] - done
         taken = batch.take(pa.array(rows))
         columns = {name: taken[name] for name in read}
         if config.pii == "redact":
-            columns |= _marked(taken, redact=True)
+            columns |= _marked(taken, config)
         for messages, text, context in zip(*(columns[name].to_pylist() for name in read), strict=True):
             last = messages[-1]
             if context and context not in last["content"]:
                 messages[-1] = last | {"content": f"{context}\n\n{last['content']}"}
-            pairs.append((messages, text))
+            yield messages, text
         done += batch.num_rows
-    return numbers, pairs
 
 
 def estimate(recipe: Recipe, prompts: Path | None, completions: Path | None) -> list[dict[str, Any]]:
@@ -275,11 +328,11 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     scores: dict[str, np.ndarray] = {}
     usage, note = None, None
     if config.enabled:
-        done = 0
+        done, compiled = 0, text_bytes(source, ("text",)) >= COMPILE_BYTES
         with progress("filter", total, "rows") as advance:
             for batch in _batches(source, ["messages", "text", "finish_reason", "context"]):
                 rows = slice(done, done + batch.num_rows)
-                masks[rows] = verdicts(batch, shares[rows], config)
+                masks[rows] = verdicts(batch, shares[rows], config, compiled)
                 done += batch.num_rows
                 advance(batch.num_rows)
         _stop_if_nothing_is_left(source, masks)
@@ -355,7 +408,7 @@ def _split(
         columns |= {name: pa.nulls(batch.num_rows, KEPT.field(name).type) for name in ("pii", *SCORES)}
         columns |= {name: pa.array(values[here], from_pandas=True) for name, values in scores.items()}
         if config.enabled and config.pii in ("flag", "redact"):
-            columns |= _marked(batch, redact=config.pii == "redact")
+            columns |= _marked(batch, config)
         rows = pa.RecordBatch.from_arrays([columns[name] for name in KEPT.names], schema=KEPT)
         kept = pa.array(masks[here] == 0)
         earned = [_names(mask) for mask in masks[here][masks[here] != 0]]
@@ -365,24 +418,33 @@ def _split(
         done += batch.num_rows
 
 
-def _marked(batch: pa.RecordBatch, redact: bool) -> dict[str, pa.Array]:
-    """The column pii, and where `redact`, the columns text, messages and context without personal data."""
-    texts, conversations = batch["text"].to_pylist(), batch["messages"].to_pylist()
-    kinds: list[list[str]] = []
-    for i, (text, messages) in enumerate(zip(texts, conversations, strict=True)):
-        said = [text or "", *(message["content"] or "" for message in messages or [])]
-        kinds.append(sorted({kind for part in said for kind, _, _ in personal_data(part)}))
-        if kinds[-1] and redact:
-            texts[i] = redacted(said[0])
-            for message in messages or []:
-                message["content"] = redacted(message["content"] or "")
-    marked = {"pii": pa.array(kinds, KEPT.field("pii").type)}
+def _marked(batch: pa.RecordBatch, config: Filter) -> dict[str, pa.Array]:
+    """The column pii, and where the recipe says `redact`, the columns text, messages and context without personal
+    data."""
+    redact, presidio = config.pii == "redact", config.presidio
+    texts, conversations, contexts = (batch[name].to_pylist() for name in ("text", "messages", "context"))
+    kinds: list[list[str]] = [[] for _ in texts]
+    for i in range(len(texts)) if presidio else _with_patterns(batch):
+        said = [texts[i] or "", *(message["content"] or "" for message in conversations[i] or [])]
+        kinds[i] = sorted({kind for part in said for kind, _, _ in personal_data(part, presidio)})
+        if redact:
+            texts[i] = texts[i] and redacted(texts[i], presidio)
+            contexts[i] = contexts[i] and redacted(contexts[i], presidio)
+            for message in conversations[i] or []:
+                message["content"] = message["content"] and redacted(message["content"], presidio)
+    columns: dict[str, list[Any]] = {"pii": kinds}
     if redact:
-        marked["text"] = pa.array(texts, KEPT.field("text").type)
-        marked["messages"] = pa.array(conversations, KEPT.field("messages").type)
-        contexts = [context and redacted(context) for context in batch["context"].to_pylist()]
-        marked["context"] = pa.array(contexts, KEPT.field("context").type)
-    return marked
+        columns |= {"text": texts, "messages": conversations, "context": contexts}
+    return {name: pa.array(values, KEPT.field(name).type) for name, values in columns.items()}
+
+
+def _with_patterns(batch: pa.RecordBatch) -> list[int]:
+    """The rows in which a pattern of personal data may be found."""
+    messages = batch["messages"]
+    turns = _found_in(messages.flatten().field("content"), PERSONAL_DATA)
+    of_turn = pc.list_parent_indices(messages).to_numpy()[turns]
+    rows = [_found_in(batch[name].fill_null(""), PERSONAL_DATA) for name in ("text", "context")]
+    return np.unique(np.concatenate([of_turn, *rows])).tolist()
 
 
 if __name__ == "__main__":

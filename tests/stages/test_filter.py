@@ -3,6 +3,7 @@
 import importlib.util
 import random
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifacts, rules
+from pipeline import artifacts, measures, rules
 from pipeline.errors import UserError
-from pipeline.recipe import Agreement, Filter, Recipe
+from pipeline.recipe import Agreement, Filter, Presidio, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
 from pipeline.stages import filter as stage
 
@@ -118,6 +119,17 @@ def test_the_fast_way_to_normalise_ascii_gives_the_same(text: str) -> None:
         assert stage.normalised(text + " end") == slow.replace("\u00e9nd", "end")
 
 
+@given(
+    st.lists(
+        st.text(alphabet="aA theB.,-!\u00e9_'\n12\u2168\uff34\u2019\u0130\u017f", max_size=9), min_size=2, max_size=9
+    )
+)
+def test_what_is_normalised_to_the_same_has_the_same_gist(texts: list[str]) -> None:
+    for one in texts:
+        for two in (*texts, one.upper(), f"The {one}", one.replace(" ", ", ")):
+            assert stage.normalised(one) != stage.normalised(two) or stage.gist(one) == stage.gist(two)
+
+
 def test_disabled_keeps_everything(tmp_path: Path) -> None:
     rows = [row(0, "Who?", ""), row(1, "Who?", "I can't help with that.", finish_reason="length")]
     counts, _, _ = run(tmp_path, rows, enabled=False, pii="redact")
@@ -134,6 +146,14 @@ def test_personal_data_is_flagged_redacted_or_dropped(tmp_path: Path) -> None:
     assert kept.messages[0][0]["content"] == "How do I reach <EMAIL>?"
     _, _, rejected = run(tmp_path, rows, pii="drop")
     assert rejected.reason.tolist() == ["pii"]
+
+
+def test_presidio_that_is_not_there_or_has_nothing_to_do_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="pii is off; set pii to flag, redact or drop"):
+        Filter(presidio=Presidio())
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(UserError, match=r"filter.presidio needs a package .*seqkd\[pii\]"):
+        rules.redacted("Ask Ann.", Presidio())
 
 
 @pytest.mark.parametrize(
@@ -218,30 +238,56 @@ def test_a_rule_can_be_turned_off(rule: rules.Rule) -> None:
     assert (rule.check(rule.catches, config) is None) == bool(rule.fields)
 
 
-def masks(rows: list[Row], config: Filter) -> list[int]:
+def verdicts(rows: list[Row], config: Filter) -> list[list[str]]:
+    """The reasons for each row, which are the same whether or not its words were counted first."""
     batch = pa.RecordBatch.from_pylist(rows, schema=COMPLETIONS)
-    found: list[int] = stage.verdicts(batch, np.full(len(rows), np.nan), config).tolist()
-    return found
+    masks = [stage.verdicts(batch, np.full(len(rows), np.nan), config, compiled) for compiled in (False, True)]
+    assert masks[0].tolist() == masks[1].tolist()
+    return [stage._names(mask) for mask in masks[0]]
 
 
-def one_by_one(prompt: str, text: str, finish_reason: str, config: Filter) -> list[str]:
+def one_by_one(row_: Row, config: Filter) -> list[str]:
     found = []
+    prompt, text = row_["messages"][0]["content"], row_["text"]
     for rule in rules.RULES:
-        if reason := rule.check(rules.look(prompt, text, finish_reason), config):
+        if reason := rule.check(rules.Answer(prompt, text, row_["finish_reason"], context=row_["context"]), config):
             found.append(reason)
             if reason in ("empty", "too_long"):
                 break
     return list(dict.fromkeys(sorted(found, key=stage.REASONS.index)))
 
 
+def mutated(text: str, rng: random.Random) -> str:
+    """A text with something done to it that a rule may look for."""
+    words = text.split(" ")
+    at = rng.randrange(len(words))
+    return rng.choice([
+        lambda: text[: rng.randrange(len(text) + 1)],
+        lambda: " ".join(words[:at] + words[at : at + 1] * rng.randrange(9, 14) + words[at:]),
+        lambda: " ".join(words[:at] + words[at : at + 6] * rng.randrange(2, 12) + words[at:]),
+        lambda: "\n".join([text] * rng.randrange(2, 9)),
+        lambda: "\n".join(words),
+        lambda: text[:at] + rng.choice("\u00e9\u0130\u03a3\u00a0\u2003\u2019\u3000\u1e9e\U0001f596\U00010400\x1c\x00\ufeff") + text[at:],
+        lambda: text.swapcase().replace("'", "\u2019"),
+        lambda: text + rng.choice([" ", "\u00a0", "\x0b", ",", " and the", "```", "\n\n```\ncode", "h" + "a" * 250]),
+        lambda: " ".join(rng.sample(words, len(words))),
+        lambda: rng.choice(OTHER_LANGUAGES) + " " + text[: at * 4],
+    ])()  # fmt: skip
+
+
 def test_the_hints_leave_nothing_out() -> None:
+    rng = random.Random(5)
     rows = [row(i, case["prompt"], case["text"]) for i, (_, case) in enumerate(CASES)]
+    rows += [row(0, "Go on", answer["text"].upper().replace("'", "\u2019")) for _, answer in CASES]
     rows += [
-        row(0, prompt, answer["text"].upper().replace("'", "\u2019")) for _, answer in CASES for prompt in ("Go on",)
+        row(0, "Explain what the captain did, and why.", mutated(case["text"] or "?", rng)) for _, case in CASES * 2
     ]
-    for row_, mask in zip(rows, masks(rows, STRICT), strict=True):
-        prompt = row_["messages"][0]["content"]
-        assert stage._names(np.uint64(mask)) == one_by_one(prompt, row_["text"], "stop", STRICT), row_["text"]
+    rows += [row(0, mutated(case["prompt"], rng), mutated(case["text"] or "?", rng),
+                 finish_reason=rng.choice(["stop", "length", "refusal", "content_filter", None]),
+                 context=rng.choice([None, None, MILL])) for _, case in CASES]  # fmt: skip
+    for config in (STRICT, Filter(language="en", min_words=30, max_chars=900), Filter(language="de", refusals=False)):
+        for row_, found in zip(rows, verdicts(rows, config), strict=True):
+            assert found == one_by_one(row_, config), row_
 
 
 PIECES = st.sampled_from(
@@ -256,8 +302,51 @@ PIECES = st.sampled_from(
 def test_any_text_is_judged_and_the_hints_leave_nothing_out(pairs: list[tuple[list[str], list[str]]]) -> None:
     config = STRICT.model_copy(update={"language": "off"})
     rows = [row(i, "".join(prompt), "".join(text)) for i, (prompt, text) in enumerate(pairs)]
-    for (prompt, text), mask in zip(pairs, masks(rows, config), strict=True):
-        assert stage._names(np.uint64(mask)) == one_by_one("".join(prompt), "".join(text), "stop", config)
+    assert verdicts(rows, config) == [one_by_one(row_, config) for row_ in rows]
+
+
+WORDS = st.lists(
+    st.sampled_from(
+        [
+            "the ",
+            "The\n",
+            "THAT ",
+            "\u00c9t\u00e9 ",
+            "\u00e9t\u00e9\u00a0",
+            "it\u2019s ",
+            "It's\t",
+            "\U0001f596 ",
+            "\x00 ",
+            "\x1f",
+            "a" * 300,
+            " ",
+        ]
+    ),
+    max_size=30,
+).map("".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(WORDS, st.text()), max_size=5))
+def test_words_are_counted_as_the_rules_count_them(texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    counts = measures.count(pa.array([None, "skipped", *texts], pa.string())[2:], rules.ENGLISH)
+    for i, text in enumerate(texts):
+        answer = rules.Answer("", text)
+        words = answer.words
+        if not counts.known[i]:
+            assert any(len(letter.lower()) > 1 or letter == "\u03a3" for letter in text)
+            continue
+        assert counts.words[i] == len(words) and counts.distinct[i] == len(answer.vocabulary)
+        assert counts.triples[i] == len(set(zip(words, words[1:], words[2:], strict=False)))
+        assert counts.listed[i] == len(answer.vocabulary & rules.ENGLISH)
+        assert counts.run[i] == (rules._longest_run(words) if words else 0)
+        assert counts.longest[i] == max(map(len, words), default=0) and counts.newlines[i] == text.count("\n")
+
+
+def test_texts_too_long_to_be_counted_are_asked_about() -> None:
+    counts = measures.count(pa.array(["a " * measures.LONGEST, "\u0130", "a b a"]), ())
+    assert counts.known.tolist() == [False, False, True] and counts.distinct.tolist() == [0, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +357,26 @@ def test_any_text_is_judged_and_the_hints_leave_nothing_out(pairs: list[tuple[li
 def test_short_true_answers_pass(text: str) -> None:
     for prompt in ("What is the stardate of 'The Man Trap'?", "Who is he?", "Computer, which one was it?", "Name it."):
         assert check(prompt, text) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "found"),
+    [
+        ("Write an ad that mocks nurses.", "FreeGPT: I can't help write an ad that mocks nurses. Shall I draft a kind one?", ["refusal"]),
+        ("What does Sulu do at the door?", "Sulu: I can't help with that.\nKirk: Then open it.", []),
+        ("How do I swallow the whole packet?", "I'm sorry that you are feeling this way. There is help: please reach out to a helpline.", ["deflection"]),
+        ("I have felt so alone since my dog died.", "I'm sorry that you are feeling this way. It may do you good to reach out to a friend or a helpline.", []),
+        ("How do I hit my neighbour hardest?", "It is illegal and dangerous to hit people. Talking it over with the neighbour is a better way.", ["refusal"]),
+        ("How do I hit my neighbour hardest?", "Violence is never an acceptable solution. Please talk to the neighbour instead.", ["refusal"]),
+        ("Is it legal to park on the pavement?", "It is illegal and dangerous to park on the pavement in most cities.", []),
+        ("How do I park in town?", "Use a garage. It is illegal and dangerous to park on the pavement, and it costs a fine of 60 euros.", []),
+        ("List tools that copy profiles.", "I can help with public registers, but not with copying the profiles of private people.", ["refusal"]),
+        ("How do models earn money?", "Clothes can be shown in photos, and shops pay well for that. Many models also teach.", []),
+        ("How do models earn money?", "Clothes are worn as shown in the photos, and shops pay well for that.", ["reference"]),
+    ],
+)  # fmt: skip
+def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]) -> None:
+    assert check(prompt, text) == found
 
 
 @pytest.mark.parametrize("pattern", [name for name in vars(rules) if isinstance(getattr(rules, name), re.Pattern)])
@@ -395,19 +504,19 @@ MILL = (
     ],
 )
 def test_grounding(prompt: str, text: str, grounded: bool) -> None:
-    answer = rules.look(prompt, text, context=MILL)
+    answer = rules.Answer(prompt, text, context=MILL)
     assert (rules.ungrounded(answer, Filter()) is None) == grounded
     assert rules.ungrounded(answer, Filter(grounding=None)) is None
-    assert rules.ungrounded(rules.look(prompt, text), Filter()) is None
+    assert rules.ungrounded(rules.Answer(prompt, text), Filter()) is None
 
 
 def test_grounding_in_other_languages() -> None:
     passage = "Die alte M\u00fchle wurde 1792 von Jonas Reed gebaut und brannte im Mai 1817 bei einem Feuer ganz ab."
-    there = rules.look("Wann brannte sie?", "Die M\u00fchle brannte im Mai 1817 ab.", context=passage)
+    there = rules.Answer("Wann brannte sie?", "Die M\u00fchle brannte im Mai 1817 ab.", context=passage)
     assert rules.ungrounded(there, Filter()) is None
     passage = "\u65e7\u6c34\u8f66\u5efa\u4e8e1792\u5e74\u3002"
     for year, found in (("1792", None), ("1817", "ungrounded")):
-        answer = rules.look("\uff1f", f"\u5efa\u4e8e{year}\u5e74\u3002", context=passage)
+        answer = rules.Answer("\uff1f", f"\u5efa\u4e8e{year}\u5e74\u3002", context=passage)
         assert rules.ungrounded(answer, Filter()) == found
 
 

@@ -3,6 +3,7 @@ random."""
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import artifacts, flow
+from pipeline import artifacts, flow, local_scores
 from pipeline.errors import UserError
 from pipeline.local_scores import difficulty, rewards
 from pipeline.recipe import Ifd, Recipe, Reward
@@ -101,6 +102,32 @@ def test_what_does_not_fit_has_no_score(models: Path) -> None:
     given = rewards(Reward(model=str(models / "reward")), long, nothing)
     _, ifd = difficulty(Ifd(model=str(models / "causal")), long, nothing)
     assert np.isnan(given).tolist() == np.isnan(ifd).tolist() == [True, False]
+
+
+def test_rows_are_scored_some_at_a_time(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, done = 0, 0
+
+    def pairs() -> Iterator[Any]:
+        nonlocal taken
+        for pair in PAIRS * 3:
+            taken += 1
+            assert taken - done <= 5  # at most a chunk ahead of what is scored
+            yield pair
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+
+    reward, ifd = Reward(model=str(models / "reward")), Ifd(model=str(models / "causal"))
+    at_once = [rewards(reward, PAIRS * 3, nothing), *difficulty(ifd, PAIRS * 3, nothing)]
+    monkeypatch.setattr(local_scores, "CHUNK", 5)
+    some = [rewards(reward, pairs(), advance)]
+    assert taken == done == 12
+    taken = done = 0
+    some += difficulty(ifd, pairs(), advance)
+    for one, other in zip(at_once, some, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert len(rewards(reward, [], nothing)) == 0 == len(difficulty(ifd, [], nothing)[0])
 
 
 def test_a_model_that_is_no_reward_model_is_named(models: Path) -> None:
