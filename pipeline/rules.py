@@ -990,6 +990,9 @@ def language(answer: Answer, config: Filter) -> str | None:
         return None
     if _NAMES_LANGUAGE.search(answer.prompt):
         return None
+    by_prompt = wanted == "prompt" and not _looks_english(answer.prompt)
+    if by_prompt and len(answer.prompt) < 20:  # too short to have a language
+        return None
     text = prose(answer.text)
     running = [word for word in text.split() if word[0].isalpha() and not word[0].isupper()]
     if len(running) < 8 and not (
@@ -1003,11 +1006,11 @@ def language(answer: Answer, config: Filter) -> str | None:
         return None
     if wanted != "prompt":
         return None if found == _ALIKE.get(wanted, wanted) else "language"
-    if _looks_english(answer.prompt):
+    if not by_prompt:
         return None if found == "en" else "language"
     asked = [answer.prompt, *answer.prompt.strip().splitlines()[:1], *answer.prompt.strip().splitlines()[-1:]]
-    spoken = [_language_of(part[:400]) for part in asked]
-    if len(answer.prompt) < 20 or any(name == found or certain < 0.7 for name, certain in spoken):
+    spoken = (_language_of(part[:400]) for part in dict.fromkeys(asked))
+    if any(name == found or certain < 0.7 for name, certain in spoken):
         return None
     return "language"
 
@@ -1068,6 +1071,8 @@ _ABOUT_ENCODING = _re(
     re.I,
 )
 _CONSONANTS = re.compile(r"\b[bcdfghjklmnpqrstvwxz]{4,}\b|[bcdfghjklmnpqrstvwxz]{6,}")
+_RUNS = re.compile(r"[bcdfghjklmnpqrstvwxz]{4,}")  # wherever _CONSONANTS is, and faster
+_NOISY = ("@@", "##", "$$", "%%", "~~", "^^", "&&", "((")
 _NOISE = re.compile(r"[a-z](?:@@|##|\$\$|%%|~~|\^\^|&&|\(\()+[a-z]")
 _SINGLE = re.compile(r"(?:^|\s)[^\W\d_]\s+[^\W\d_]\s+[^\W\d_](?:\s|$)")
 
@@ -1081,17 +1086,26 @@ def garbled(answer: Answer, config: Filter) -> str | None:
     if damaged:
         return None if _ABOUT_ENCODING.search(answer.prompt) or damaged.group() in answer.prompt else "garbled"
     plain = prose(answer.lower)
-    odd = len(_CONSONANTS.findall(plain))
+    odd = len(_CONSONANTS.findall(plain)) if len(_RUNS.findall(plain)) >= 3 else 0
     if (
         odd >= 3
         and odd > 0.2 * sum(len(word) >= 3 and word.isalpha() and word.isascii() for word in plain.split())
         and not _ABOUT_ENCODING.search(answer.prompt)
     ):
         return "garbled"
-    if len(_NOISE.findall(plain)) >= 2 and not _ABOUT_ENCODING.search(answer.prompt):
+    if (
+        any(map(plain.__contains__, _NOISY))
+        and len(_NOISE.findall(plain)) >= 2
+        and not _ABOUT_ENCODING.search(answer.prompt)
+    ):
         return "garbled"
-    single = len(_SINGLE.findall(answer.lower)) and sum(len(word) == 1 and word.isalpha() for word in answer.words)
-    if single >= 20 and single > 0.7 * len(answer.words) and not _ABOUT_ENCODING.search(answer.prompt):
+    single = sum(len(word) == 1 and word.isalpha() for word in answer.words)
+    if (
+        single >= 20
+        and single > 0.7 * len(answer.words)
+        and _SINGLE.search(answer.lower)
+        and not _ABOUT_ENCODING.search(answer.prompt)
+    ):
         return "garbled"
     return None
 
