@@ -862,8 +862,8 @@ _ASKS_TO_REPEAT = re.compile(
 _LINE_START = re.compile(r"^[\s>*•–+-]*(?:\d{1,3}[.)]\s*)?")
 
 
-# From where on words, triples of words, a word said in a row, a long word and lines are worth a look.
-_VARIED, _VARIED_TRIPLES, _RUN, _LONG_WORD, _LINES = 0.72, 0.9, 12, 200, 7
+# From where on words, triples of words, a word said in a row, a long word and list items are worth a look.
+_VARIED, _FEW_TRIPLES, _RUN, _LONG_WORD, _ITEMS = 0.72, 0.5, 12, 200, 8
 
 
 def repetition(answer: Answer, config: Filter) -> str | None:
@@ -890,7 +890,7 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     triples = len(set(zip(words, words[1:], words[2:], strict=False)))
     if _VERSE.search(answer.prompt):
         return "repetition" if many >= 50 and triples < 0.2 * many else None
-    if triples > _VARIED_TRIPLES * (many - 2) and answer.text.count("\n") < _LINES:
+    if triples > 0.9 * (many - 2) and answer.text.count("\n") < 7:
         return None
     lines = [line for line in prose(answer.text).splitlines() if line.strip() and not line.lstrip().startswith("|")]
     parts = [part.strip(" .!?").lower() for line in lines for part in sentences(_LINE_START.sub("", line))]
@@ -902,9 +902,9 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     if repeated > 0.3 * sum(map(len, parts)):
         return "repetition"
     items = [_LINE_START.sub("", line).strip().lower() for line in lines if _LIST_ITEM.match(line)]
-    if len(items) >= 8 and len(set(items)) < 0.5 * len(items):
+    if len(items) >= _ITEMS and len(set(items)) < 0.5 * len(items):
         return "repetition"
-    if many >= 50 and triples <= 0.5 * many:
+    if many >= 50 and triples <= _FEW_TRIPLES * many:
         left = " ".join(parts).split()
         letters = sum(word[0].isalpha() for word in left)
         triples = len(set(zip(left, left[1:], left[2:], strict=False)))
@@ -915,10 +915,11 @@ def repetition(answer: Answer, config: Filter) -> str | None:
 
 def _words_recur(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
     """(n,) rows that `repetition` may reject."""
-    uniform = (rows.distinct > _VARIED * rows.words) | (
-        (rows.triples > _VARIED_TRIPLES * (rows.words - 2)) & (rows.newlines < _LINES)
-    )
-    return ~rows.known | ~uniform | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
+    # Of _ITEMS items fewer than half are different: more than half repeat another. In code a line is no line.
+    parts = (rows.thrice > 0) | (rows.again > _ITEMS // 2) | (rows.backticks > 0)
+    few = rows.triples <= _FEW_TRIPLES * rows.words
+    recurring = (rows.distinct <= _VARIED * rows.words) & (parts | few)
+    return ~rows.known | recurring | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
 
 
 def _longest_run(words: list[str]) -> int:
@@ -1435,7 +1436,9 @@ class Measured(NamedTuple):
     """Different words of ENGLISH."""
     run: NDArray[np.int64]
     longest: NDArray[np.int64]
-    newlines: NDArray[np.int64]
+    thrice: NDArray[np.int64]
+    again: NDArray[np.int64]
+    backticks: NDArray[np.int64]
 
 
 class Rule(NamedTuple):

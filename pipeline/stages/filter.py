@@ -211,7 +211,7 @@ def _measured(prompts: pa.Array, texts: pa.Array, shares: np.ndarray, compiled: 
 
         counts: Any = measures.count(texts, ENGLISH)
     else:
-        counts = [np.zeros(len(texts), np.bool_), *np.zeros((7, len(texts)), np.int64)]
+        counts = [np.zeros(len(texts), np.bool_), *np.zeros((9, len(texts)), np.int64)]
     return Measured(prompts, characters, asked, shares, *counts)
 
 

@@ -266,6 +266,8 @@ def mutated(text: str, rng: random.Random) -> str:
         lambda: " ".join(words[:at] + words[at : at + 1] * rng.randrange(9, 14) + words[at:]),
         lambda: " ".join(words[:at] + words[at : at + 6] * rng.randrange(2, 12) + words[at:]),
         lambda: "\n".join([text] * rng.randrange(2, 9)),
+        lambda: text + "".join(f"{rng.choice([chr(10), ' '])}{rng.choice([f'{n}. ', '- ', '* ', '(', ''])}{' '.join(words[at : at + 5])}{rng.choice('.!?,')}" for n in range(rng.randrange(2, 30))),
+        lambda: "".join(f"{n}. {rng.choice(['yes', 'no', 'Yes.', words[at]])}\n" for n in range(rng.randrange(6, 40))),
         lambda: "\n".join(words),
         lambda: text[:at] + rng.choice("\u00e9\u0130\u03a3\u00a0\u2003\u2019\u3000\u1e9e\U0001f596\U00010400\x1c\x00\ufeff") + text[at:],
         lambda: text.swapcase().replace("'", "\u2019"),
@@ -341,7 +343,18 @@ def test_words_are_counted_as_the_rules_count_them(texts: list[str]) -> None:
         assert counts.triples[i] == len(set(zip(words, words[1:], words[2:], strict=False)))
         assert counts.listed[i] == len(answer.vocabulary & rules.ENGLISH)
         assert counts.run[i] == (rules._longest_run(words) if words else 0)
-        assert counts.longest[i] == max(map(len, words), default=0) and counts.newlines[i] == text.count("\n")
+        assert counts.longest[i] == max(map(len, words), default=0) and counts.backticks[i] == text.count("`")
+
+
+def test_sentences_and_lines_that_come_again_are_counted() -> None:
+    texts = [
+        "The sea is deep. The sea is deep! (The sea is deep?) The sea. The sea. The sea.",
+        "1. The sea is deep.\n2) \u201cTHE SEA is deep.\u201d\n- the sea is deep\n\n42\n43",
+        "The sea is.deep here. The sea is.deep here. The sea is.deep now.",
+        "He said.\u2019 It is so. He said.\u2019 It is so. He said.\u2019 It is so.",
+    ]
+    counts = measures.count(pa.array(texts), ())
+    assert counts.thrice.tolist() == [1, 1, 0, 1] and counts.again.tolist() == [0, 3, 0, 0]
 
 
 def test_texts_too_long_to_be_counted_are_asked_about() -> None:
