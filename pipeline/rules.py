@@ -471,6 +471,8 @@ _REFUSES_ELSEWHERE = _re(
     |\b(?:मदद|सहायता)[^।]{0,20}नहीं (?:कर|दे) सक
     """
 )
+# One of these is in every ASCII text in which that pattern is found.
+_ELSEWHERE = ("nicht", "no puedo", "no voy", "je ne", "non posso", "ik ")
 # RE2 that is found wherever one of the four patterns above is, and small: RE2 is slow where a pattern has many states.
 _MAY_REFUSE = _joined(
     r"""
@@ -491,7 +493,7 @@ _MAY_REFUSE = _joined(
     |^(?:it's|it is) (?:\S+ ){0,2}(?:illegal|immoral|a crime)
     |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
         (?:is|are) never
-    |^\s*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\s*$)
+    |^\W*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\W*$)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
     |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
     """
@@ -531,7 +533,7 @@ def refusal(answer: Answer, config: Filter) -> str | None:
     voice = bool(_VOICE.search(prompt) or _FIRST_PERSON.search(prompt))
     pattern = _REFUSES_REQUEST if voice or carried else _REFUSES
     found = _said(pattern, lower, 0, _HEAD) or _FLAT_NO.search(lower)
-    if not found and not carried:
+    if not found and not carried and not (lower.isascii() and not any(map(lower.__contains__, _ELSEWHERE))):
         found = _said(_REFUSES_ELSEWHERE, lower, 0, _HEAD)
     if not found and len(answer.words) <= 3 and _COMMAND.search(prompt) and "?" not in prompt:
         found = _NO.search(lower)
