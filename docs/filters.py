@@ -35,8 +35,8 @@ MODELS = """\
 
 Off by default, and slow: the rules take 15 to 100 microseconds an answer, a model milliseconds to seconds. Each is
 asked only about what the rules, and the models before it, have kept, and reads it some thousand rows at a time. The
-scores are columns of kept.parquet and rejected.parquet, and `assemble.best_by` can choose the best of several samples by
-them.
+scores are columns of kept.parquet and rejected.parquet, and `assemble.best_by` can choose the best of several samples
+by them.
 
 | recipe | column | rejects with the reason | asks |
 | --- | --- | --- | --- |
