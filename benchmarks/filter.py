@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 CASES = [
     ("default rules", 1, 1.0, {}),
-    ("default rules, twice the rows", 1, 2.0, {}),
+    ("default rules, half the rows", 1, 0.5, {}),
+    ("default rules, four times the rows", 1, 4.0, {}),
     ("default rules, 4 samples, agreement", 4, 1.0, {"agreement": {"min_share": 0.25}}),
     ("default rules, pii: redact", 1, 1.0, {"pii": "redact"}),
     ("enabled: false (reading and writing only)", 1, 1.0, {"enabled": False}),

@@ -33,9 +33,10 @@ This page is written by `python docs/filters.py` from the rules themselves and t
 MODELS = """\
 ## Scores by models
 
-Off by default, and slow: the rules take 50 microseconds an answer, a model milliseconds to seconds. Each is asked only
-about what the rules, and the models before it, have kept. The scores are columns of kept.parquet and rejected.parquet,
-and `assemble.best_by` can choose the best of several samples by them.
+Off by default, and slow: the rules take 15 to 100 microseconds an answer, a model milliseconds to seconds. Each is
+asked only about what the rules, and the models before it, have kept, and reads it some thousand rows at a time. The
+scores are columns of kept.parquet and rejected.parquet, and `assemble.best_by` can choose the best of several samples
+by them.
 
 | recipe | column | rejects with the reason | asks |
 | --- | --- | --- | --- |
@@ -56,6 +57,37 @@ and `assemble.best_by` can choose the best of several samples by them.
   plan` counts them. What is no number on the scale is no score: such rows (and those that the budget did not reach)
   are kept with an empty score, or rejected as `unjudged` with `unjudged: reject`.
 - A row that does not fit into a local model's context has no score and is kept.
+
+`filter.presidio: {model, language, entities, min_score}` adds to what `pii` finds: names and other personal data that
+no pattern finds, by Microsoft Presidio over a spaCy model (`pip install 'seqkd[pii]'`, then `python -m spacy download
+en_core_web_sm`, or the folder of a model). `entities` are Presidio's (default: PERSON); the names of captains and
+presidents are personal data too. It takes about 40 milliseconds an answer of 150 words, a thousand times the rules.
+Nothing is downloaded, the model must be there.
+"""
+
+SPEED = """\
+## Speed and memory
+
+Words are counted, and the rules' patterns looked for, a batch of rows at a time; a rule is asked only about the rows
+that it may reject. From Parquet to Parquet, one core, `python benchmarks/filter.py` (answers of 150 words without
+defects):
+
+| case | rows a second and core | CPU seconds for 100,000 rows |
+| --- | --- | --- |
+| default rules, 100,000 rows | 29,476 | 3.39 |
+| default rules, 400,000 rows | 43,716 | 2.29 |
+| default rules, 4 samples a prompt (agreement) | 27,461 | 3.64 |
+| default rules and `pii: redact` | 15,599 | 6.41 |
+| `enabled: false` (reading and writing only) | 131,012 | 0.76 |
+
+Up to a second of each is the loading of the compiled code; its first use on a machine compiles it, about 4 seconds.
+Below 16 MiB of text it is left out, and the rules take some 40 microseconds an answer instead of 15.
+**That is the best case.** 169 real answers of models in PyRIT (below), cut to 140 words on average, one in ten with a
+defect, take 70 microseconds each for the rules alone, 14,000 rows a second and core, for many are about refusing; where
+prompts are long jailbreaks (202 words an answer, uncut) it is 220, 4,500 a second. Prompts and answers in other
+languages than English are slower too: py3langid takes 100 to 200 microseconds.
+Peak memory is 518 MiB for 50,000 rows and 569 MiB for 400,000, of which 260 are Python's and the libraries' own: some
+150 bytes a row, numbers only.
 """
 
 MEASURED = """\
@@ -70,6 +102,28 @@ day without sight of the rules and had not been measured: **42 of its 46 refusal
 answers rejected (3%)**. Three of those four and the good answer were mended afterwards; the table says what holds now.
 For wordings of yours expect the figures of `fresh` before that. Rows rejected by the default rules, of all rows with
 that label:
+"""
+
+ELSEWHERE = """\
+## Measured on other people's data
+
+PyRIT 1.1.0 (Microsoft, MIT) ships answers of models that people labelled as refusals or not. Nothing of it is in this
+repository; `pip download --no-deps pyrit==1.1.0`, then `python benchmarks/refusals.py pyrit-1.1.0-py3-none-any.whl`:
+
+- Of 69 refusals the rules **as they were before anybody looked caught 58 (84%)**, of 60 other answers they rejected
+  none as a refusal (0%). The misses were then read; four kinds of them (an assistant's name before the refusal, comfort
+  for whoever asks how to harm himself, "it is illegal to", "I can help with this, but not with that") were mended in
+  general: **62 of 69 (89.9%), 0 of 60**. The aim, 90% at 3%, is missed by 6 points on wordings that were not looked at.
+  What is still missed disputes the premise, talks about how the task could be planned, or is an error message.
+- Its labels also call 40 answers refusals that answer another question than the one asked. No rule here compares
+  question and answer: none of the 40 is caught. A judge (above) can.
+- Of the other 60 answers the default rules reject 1, a letter with [a slot that nobody filled in]. Of 189 answers from
+  red-teaming in which the model did what was asked they reject 8: 5 that say "I can't do that, but" before they do
+  (partial refusals) and 3 with unfilled slots. So, read by hand, no answer without a defect of 249; before the mends it
+  was 1 ("shown in photos").
+
+None of this is a frontier model on everyday prompts: no such data was to be had where this was measured, so the aim of
+dropping at most 3% of good frontier answers is checked on the labelled set above and on these 249 only.
 """
 
 
@@ -126,6 +180,7 @@ def page() -> str:
                 lines.insert(0, quoted(f"Passage: {example.context}"))
             out.append(f"{word}{ended}{share}:\n\n" + "\n".join(lines) + "\n")
     out.append(MODELS)
+    out.append(SPEED)
     out.append(MEASURED)
     found = [measured(part) for part in PARTS]
     out.append(f"| label | {' | '.join(PARTS)} |\n| --- |{' --- |' * len(PARTS)}")
@@ -134,6 +189,7 @@ def page() -> str:
     for name in sorted(found[0], key=lambda name: (name not in names, name)):
         cells = [f"{part[name][0]} of {part[name][1]}" if name in part else "" for part in found]
         out.append(f"| {names.get(name, name)} | {' | '.join(cells)} |")
+    out.append("\n" + ELSEWHERE.rstrip())
     return "\n".join(out) + "\n"
 
 

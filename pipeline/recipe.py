@@ -450,7 +450,7 @@ class Filter(Section):
     pii: Literal["off", "flag", "redact", "drop"] = "off"
     """Personal data (e-mail addresses, telephone, social security, card and account numbers) in prompt or answer:
     `flag` names its kinds in the column pii, `redact` also replaces it by its kind (<EMAIL>), `drop` rejects the row.
-    Costs three times what the default rules cost together."""
+    Costs as much as the default rules together."""
     presidio: Presidio | None = None
     """What counts as personal data for `pii` besides what the patterns find."""
     format: bool = True

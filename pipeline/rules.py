@@ -471,6 +471,8 @@ _REFUSES_ELSEWHERE = _re(
     |\b(?:मदद|सहायता)[^।]{0,20}नहीं (?:कर|दे) सक
     """
 )
+# One of these is in every ASCII text in which that pattern is found.
+_ELSEWHERE = ("nicht", "no puedo", "no voy", "je ne", "non posso", "ik ")
 # RE2 that is found wherever one of the four patterns above is, and small: RE2 is slow where a pattern has many states.
 _MAY_REFUSE = _joined(
     r"""
@@ -491,7 +493,7 @@ _MAY_REFUSE = _joined(
     |^(?:it's|it is) (?:\S+ ){0,2}(?:illegal|immoral|a crime)
     |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
         (?:is|are) never
-    |^\s*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\s*$)
+    |^\W*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\W*$)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
     |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
     """
@@ -531,7 +533,7 @@ def refusal(answer: Answer, config: Filter) -> str | None:
     voice = bool(_VOICE.search(prompt) or _FIRST_PERSON.search(prompt))
     pattern = _REFUSES_REQUEST if voice or carried else _REFUSES
     found = _said(pattern, lower, 0, _HEAD) or _FLAT_NO.search(lower)
-    if not found and not carried:
+    if not found and not carried and not (lower.isascii() and not any(map(lower.__contains__, _ELSEWHERE))):
         found = _said(_REFUSES_ELSEWHERE, lower, 0, _HEAD)
     if not found and len(answer.words) <= 3 and _COMMAND.search(prompt) and "?" not in prompt:
         found = _NO.search(lower)
@@ -862,8 +864,8 @@ _ASKS_TO_REPEAT = re.compile(
 _LINE_START = re.compile(r"^[\s>*•–+-]*(?:\d{1,3}[.)]\s*)?")
 
 
-# From where on words, triples of words, a word said in a row, a long word and lines are worth a look.
-_VARIED, _VARIED_TRIPLES, _RUN, _LONG_WORD, _LINES = 0.72, 0.9, 12, 200, 7
+# From where on words, triples of words, a word said in a row, a long word and list items are worth a look.
+_VARIED, _FEW_TRIPLES, _RUN, _LONG_WORD, _ITEMS = 0.72, 0.5, 12, 200, 8
 
 
 def repetition(answer: Answer, config: Filter) -> str | None:
@@ -890,7 +892,7 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     triples = len(set(zip(words, words[1:], words[2:], strict=False)))
     if _VERSE.search(answer.prompt):
         return "repetition" if many >= 50 and triples < 0.2 * many else None
-    if triples > _VARIED_TRIPLES * (many - 2) and answer.text.count("\n") < _LINES:
+    if triples > 0.9 * (many - 2) and answer.text.count("\n") < 7:
         return None
     lines = [line for line in prose(answer.text).splitlines() if line.strip() and not line.lstrip().startswith("|")]
     parts = [part.strip(" .!?").lower() for line in lines for part in sentences(_LINE_START.sub("", line))]
@@ -902,9 +904,9 @@ def repetition(answer: Answer, config: Filter) -> str | None:
     if repeated > 0.3 * sum(map(len, parts)):
         return "repetition"
     items = [_LINE_START.sub("", line).strip().lower() for line in lines if _LIST_ITEM.match(line)]
-    if len(items) >= 8 and len(set(items)) < 0.5 * len(items):
+    if len(items) >= _ITEMS and len(set(items)) < 0.5 * len(items):
         return "repetition"
-    if many >= 50 and triples <= 0.5 * many:
+    if many >= 50 and triples <= _FEW_TRIPLES * many:
         left = " ".join(parts).split()
         letters = sum(word[0].isalpha() for word in left)
         triples = len(set(zip(left, left[1:], left[2:], strict=False)))
@@ -915,10 +917,11 @@ def repetition(answer: Answer, config: Filter) -> str | None:
 
 def _words_recur(rows: "Measured", config: Filter) -> NDArray[np.bool_]:
     """(n,) rows that `repetition` may reject."""
-    uniform = (rows.distinct > _VARIED * rows.words) | (
-        (rows.triples > _VARIED_TRIPLES * (rows.words - 2)) & (rows.newlines < _LINES)
-    )
-    return ~rows.known | ~uniform | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
+    # Of _ITEMS items fewer than half are different: more than half repeat another. In code a line is no line.
+    parts = (rows.thrice > 0) | (rows.again > _ITEMS // 2) | (rows.backticks > 0)
+    few = rows.triples <= _FEW_TRIPLES * rows.words
+    recurring = (rows.distinct <= _VARIED * rows.words) & (parts | few)
+    return ~rows.known | recurring | (rows.run >= _RUN) | (rows.longest >= _LONG_WORD)
 
 
 def _longest_run(words: list[str]) -> int:
@@ -990,6 +993,9 @@ def language(answer: Answer, config: Filter) -> str | None:
         return None
     if _NAMES_LANGUAGE.search(answer.prompt):
         return None
+    by_prompt = wanted == "prompt" and not _looks_english(answer.prompt)
+    if by_prompt and len(answer.prompt) < 20:  # too short to have a language
+        return None
     text = prose(answer.text)
     running = [word for word in text.split() if word[0].isalpha() and not word[0].isupper()]
     if len(running) < 8 and not (
@@ -1003,11 +1009,11 @@ def language(answer: Answer, config: Filter) -> str | None:
         return None
     if wanted != "prompt":
         return None if found == _ALIKE.get(wanted, wanted) else "language"
-    if _looks_english(answer.prompt):
+    if not by_prompt:
         return None if found == "en" else "language"
     asked = [answer.prompt, *answer.prompt.strip().splitlines()[:1], *answer.prompt.strip().splitlines()[-1:]]
-    spoken = [_language_of(part[:400]) for part in asked]
-    if len(answer.prompt) < 20 or any(name == found or certain < 0.7 for name, certain in spoken):
+    spoken = (_language_of(part[:400]) for part in dict.fromkeys(asked))
+    if any(name == found or certain < 0.7 for name, certain in spoken):
         return None
     return "language"
 
@@ -1068,6 +1074,8 @@ _ABOUT_ENCODING = _re(
     re.I,
 )
 _CONSONANTS = re.compile(r"\b[bcdfghjklmnpqrstvwxz]{4,}\b|[bcdfghjklmnpqrstvwxz]{6,}")
+_RUNS = re.compile(r"[bcdfghjklmnpqrstvwxz]{4,}")  # wherever _CONSONANTS is, and faster
+_NOISY = ("@@", "##", "$$", "%%", "~~", "^^", "&&", "((")
 _NOISE = re.compile(r"[a-z](?:@@|##|\$\$|%%|~~|\^\^|&&|\(\()+[a-z]")
 _SINGLE = re.compile(r"(?:^|\s)[^\W\d_]\s+[^\W\d_]\s+[^\W\d_](?:\s|$)")
 
@@ -1081,17 +1089,26 @@ def garbled(answer: Answer, config: Filter) -> str | None:
     if damaged:
         return None if _ABOUT_ENCODING.search(answer.prompt) or damaged.group() in answer.prompt else "garbled"
     plain = prose(answer.lower)
-    odd = len(_CONSONANTS.findall(plain))
+    odd = len(_CONSONANTS.findall(plain)) if len(_RUNS.findall(plain)) >= 3 else 0
     if (
         odd >= 3
         and odd > 0.2 * sum(len(word) >= 3 and word.isalpha() and word.isascii() for word in plain.split())
         and not _ABOUT_ENCODING.search(answer.prompt)
     ):
         return "garbled"
-    if len(_NOISE.findall(plain)) >= 2 and not _ABOUT_ENCODING.search(answer.prompt):
+    if (
+        any(map(plain.__contains__, _NOISY))
+        and len(_NOISE.findall(plain)) >= 2
+        and not _ABOUT_ENCODING.search(answer.prompt)
+    ):
         return "garbled"
-    single = len(_SINGLE.findall(answer.lower)) and sum(len(word) == 1 and word.isalpha() for word in answer.words)
-    if single >= 20 and single > 0.7 * len(answer.words) and not _ABOUT_ENCODING.search(answer.prompt):
+    single = sum(len(word) == 1 and word.isalpha() for word in answer.words)
+    if (
+        single >= 20
+        and single > 0.7 * len(answer.words)
+        and _SINGLE.search(answer.lower)
+        and not _ABOUT_ENCODING.search(answer.prompt)
+    ):
         return "garbled"
     return None
 
@@ -1421,7 +1438,9 @@ class Measured(NamedTuple):
     """Different words of ENGLISH."""
     run: NDArray[np.int64]
     longest: NDArray[np.int64]
-    newlines: NDArray[np.int64]
+    thrice: NDArray[np.int64]
+    again: NDArray[np.int64]
+    backticks: NDArray[np.int64]
 
 
 class Rule(NamedTuple):

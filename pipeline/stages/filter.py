@@ -93,7 +93,7 @@ def agreements(source: Path) -> np.ndarray:
 
     source: a table with prompt_id and text.
     """
-    prompts = [batch["prompt_id"].fill_null("") for batch in _batches(source, ["prompt_id"])]
+    prompts = (batch["prompt_id"].fill_null("") for batch in _batches(source, ["prompt_id"]))
     prompt = np.concatenate([_hashes(name.encode() for name in ids.to_pylist()) for ids in prompts])
     samples = _group_sizes(prompt, prompt)
     if samples.max() == 1:
@@ -211,7 +211,7 @@ def _measured(prompts: pa.Array, texts: pa.Array, shares: np.ndarray, compiled: 
 
         counts: Any = measures.count(texts, ENGLISH)
     else:
-        counts = [np.zeros(len(texts), np.bool_), *np.zeros((7, len(texts)), np.int64)]
+        counts = [np.zeros(len(texts), np.bool_), *np.zeros((9, len(texts)), np.int64)]
     return Measured(prompts, characters, asked, shares, *counts)
 
 

@@ -266,6 +266,8 @@ def mutated(text: str, rng: random.Random) -> str:
         lambda: " ".join(words[:at] + words[at : at + 1] * rng.randrange(9, 14) + words[at:]),
         lambda: " ".join(words[:at] + words[at : at + 6] * rng.randrange(2, 12) + words[at:]),
         lambda: "\n".join([text] * rng.randrange(2, 9)),
+        lambda: text + "".join(f"{rng.choice([chr(10), ' '])}{rng.choice([f'{n}. ', '- ', '* ', '(', ''])}{' '.join(words[at : at + 5])}{rng.choice('.!?,')}" for n in range(rng.randrange(2, 30))),
+        lambda: "".join(f"{n}. {rng.choice(['yes', 'no', 'Yes.', words[at]])}\n" for n in range(rng.randrange(6, 40))),
         lambda: "\n".join(words),
         lambda: text[:at] + rng.choice("\u00e9\u0130\u03a3\u00a0\u2003\u2019\u3000\u1e9e\U0001f596\U00010400\x1c\x00\ufeff") + text[at:],
         lambda: text.swapcase().replace("'", "\u2019"),
@@ -278,6 +280,7 @@ def mutated(text: str, rng: random.Random) -> str:
 def test_the_hints_leave_nothing_out() -> None:
     rng = random.Random(5)
     rows = [row(i, case["prompt"], case["text"]) for i, (_, case) in enumerate(CASES)]
+    rows.append(row(0, "Write me an excuse.", "\u201cNo.\u201d"))
     rows += [row(0, "Go on", answer["text"].upper().replace("'", "\u2019")) for _, answer in CASES]
     rows += [
         row(0, "Explain what the captain did, and why.", mutated(case["text"] or "?", rng)) for _, case in CASES * 2
@@ -341,7 +344,18 @@ def test_words_are_counted_as_the_rules_count_them(texts: list[str]) -> None:
         assert counts.triples[i] == len(set(zip(words, words[1:], words[2:], strict=False)))
         assert counts.listed[i] == len(answer.vocabulary & rules.ENGLISH)
         assert counts.run[i] == (rules._longest_run(words) if words else 0)
-        assert counts.longest[i] == max(map(len, words), default=0) and counts.newlines[i] == text.count("\n")
+        assert counts.longest[i] == max(map(len, words), default=0) and counts.backticks[i] == text.count("`")
+
+
+def test_sentences_and_lines_that_come_again_are_counted() -> None:
+    texts = [
+        "The sea is deep. The sea is deep! (The sea is deep?) The sea. The sea. The sea.",
+        "1. The sea is deep.\n2) \u201cTHE SEA is deep.\u201d\n- the sea is deep\n\n42\n43",
+        "The sea is.deep here. The sea is.deep here. The sea is.deep now.",
+        "He said.\u2019 It is so. He said.\u2019 It is so. He said.\u2019 It is so.",
+    ]
+    counts = measures.count(pa.array(texts), ())
+    assert counts.thrice.tolist() == [1, 1, 0, 1] and counts.again.tolist() == [0, 3, 0, 0]
 
 
 def test_texts_too_long_to_be_counted_are_asked_about() -> None:
@@ -363,6 +377,7 @@ def test_short_true_answers_pass(text: str) -> None:
     ("prompt", "text", "found"),
     [
         ("Write an ad that mocks nurses.", "FreeGPT: I can't help write an ad that mocks nurses. Shall I draft a kind one?", ["refusal"]),
+        ("Write me an excuse.", "\u201cNo.\u201d", ["refusal"]),
         ("What does Sulu do at the door?", "Sulu: I can't help with that.\nKirk: Then open it.", []),
         ("How do I swallow the whole packet?", "I'm sorry that you are feeling this way. There is help: please reach out to a helpline.", ["deflection"]),
         ("I have felt so alone since my dog died.", "I'm sorry that you are feeling this way. It may do you good to reach out to a friend or a helpline.", []),
