@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -172,11 +173,15 @@ def test_scores_have_the_keys_that_were_promised(finished):
     folder = finished / "data" / "runs" / "tiny" / "evaluate"
     scores = json.loads((folder / "scores.json").read_text())
     for name in evaluate.MODELS:
-        for key in ("accuracy", "accuracy_ci", "token_f1", "nll", "parameters", "tokens_per_s", "latency_p50_s"):
+        for key in ("accuracy", "accuracy_ci", "token_f1", "nll", "parameters", "tokens_per_s", "tokens_per_s_one",
+                    "latency_p50_s", "first_token_p50_s", "peak_memory_bytes"):  # fmt: skip
             assert scores[name][key] is not None
         low, high = scores[name]["accuracy_ci"]
         assert 0 <= low <= scores[name]["accuracy"] <= high <= 1
         assert scores[name]["latency_p50_s"] <= scores[name]["latency_p95_s"]
+        assert scores[name]["first_token_p50_s"] <= scores[name]["first_token_p95_s"]
+        low, high = scores[name]["tokens_per_s_one_range"]
+        assert low <= scores[name]["tokens_per_s_one"] <= high
     assert scores["size_ratio"] == scores["student"]["parameters"] / scores["teacher"]["parameters"] < 0.4
     assert scores["questions"] == len(CAPITALS) and scores["speedup"] > 0
     # A model is closest to its own answers, and what was never trained is further from them than what was.
@@ -246,6 +251,97 @@ def test_a_teacher_elsewhere_is_asked_once(finished, tmp_path, monkeypatch):
     assert all(row["text"] == f"echo: {row['question']}" for row in rows if row["model"] == "teacher")
     page = (out / "report.html").read_text()
     assert "The teacher answers elsewhere" in page and "canary" not in page
+
+
+def test_what_a_teacher_failed_on_is_neither_right_nor_wrong(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("SEQKD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TEST_KEY", "canary-58d1")
+    rows = [{"prompt": f"Say {n} again.", "answer": f"echo: Say {n} again."} for n in range(30)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running(faults=["invalid_json"], fault_share=0.3, fault_every_time=True) as server:
+        price = "price: {input: 1.0, output: 1.0}"
+        teacher = f"{{provider: openai, model: big, base_url: '{server.url}', api_key_env: TEST_KEY, {price}}}"
+        changes = [f"collect.teachers=[{teacher}]", f"evaluate.questions={tmp_path / 'mine.jsonl'}"]
+        changes += ["train.tokenizer=data/runs/tiny/train/student", "train.baselines=[]", "evaluate.usd_per_hour=2"]
+        scores = evaluated(finished, tmp_path, *changes)
+    failed = scores["teacher"]["unanswered"]
+    assert 0 < failed < 30 and scores["student"]["unanswered"] == 0
+    assert scores["teacher"]["accuracy"] == 1 and scores["teacher"]["accuracy_ci"] == [1, 1]
+    assert scores["student"]["accuracy"] == 0 and scores["retention"] == 0
+    predicted = artifacts.read_table(tmp_path / "predictions.parquet").to_pylist()
+    assert sum(row["exact"] is None for row in predicted) == failed
+    page = (tmp_path / "report.html").read_text()
+    assert f"The teacher could not answer {failed} of the questions" in page
+    own = scores["cost"]["stages"]["evaluate"]
+    assert own["usd"] == pytest.approx((own["input_tokens"] + own["output_tokens"]) / 1e6)
+    assert scores["cost"]["unpriced"] == [] and scores["cost"]["machine_usd"] > 0
+
+
+def test_questions_too_long_for_the_student_are_wrong_and_counted():
+    asked = questions_of([("short", ["yes"]), ("long", ["yes"])])
+    answers = [
+        {"text": "yes", "output_tokens": 1, "finish_reason": "stop"},
+        {"text": "", "output_tokens": 0, "finish_reason": "error"},
+    ]
+    student, teacher = (evaluate.mark(name, asked, answers, [(0.0, 0)] * 2) for name in ("student", "teacher"))
+    assert [row["exact"] for row in student] == [True, False] and [row["exact"] for row in teacher] == [True, None]
+    scores = evaluate.compare(asked, {"teacher": teacher, "student": student}, {"teacher": [(0.0, 0)] * 2,
+                              "student": [(0.0, 0)] * 2}, 100, 0)  # fmt: skip
+    assert scores["teacher"]["accuracy"] == 1 and scores["student"]["accuracy"] == 0.5 and scores["retention"] == 1
+
+
+def test_the_questions_are_proved_unseen(finished, tmp_path, monkeypatch):
+    """assemble's guard once more: it stops at a question that was trained on, whole or with a word more."""
+    monkeypatch.chdir(finished)
+    run = finished / "data/runs/tiny"
+    scores = json.loads((run / "evaluate/scores.json").read_text())
+    trained = artifacts.read_table(run / "assemble/train.parquet").to_pylist()
+    rows = len(trained) + artifacts.count_rows(run / "assemble/validation.parquet")
+    assert scores["unseen"] == {"rows": rows, "items": len(CAPITALS), "withheld_exact": 0, "withheld_overlap": 0}
+    seen = trained[0]["prompt"][-1]["content"]
+    for text in (seen, f"{seen.upper()}!"):
+        (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": text, "answer": "x"}) + "\n")
+        with pytest.raises(UserError, match="1 of 1 held-out questions are in the training data.*--from assemble"):
+            evaluated(finished, tmp_path, f"evaluate.questions={tmp_path / 'mine.jsonl'}")
+
+
+def test_what_a_run_cost(finished):
+    scores = json.loads((finished / "data/runs/tiny/evaluate/scores.json").read_text())
+    cost = scores["cost"]
+    assert cost["usd"] is None and cost["usd_per_kept"] is None and cost["unpriced"] == []  # a teacher in this process
+    assert cost["stages"]["collect"]["output_tokens"] > 0 and cost["kept"] == scores["unseen"]["rows"]
+    assert cost["machine_s"] > 0 and cost["machine_usd"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "evaluate.questions: there is no file"),
+        ("", "has no questions"),
+        ('{"prompt": "Who?"}\n{"prompt": \n', ":2"),
+        ('{"prompt": "Who?", "answer": []}\n', ":1: answer"),
+        ('{"answer": "x"}\n', ":1: prompt"),
+    ],
+)
+def test_questions_that_are_missing_or_malformed(finished, tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(finished)
+    if text is not None:
+        (tmp_path / "mine.jsonl").write_text(text)
+    with pytest.raises(UserError, match=said):
+        evaluated(finished, tmp_path, f"evaluate.questions={tmp_path / 'mine.jsonl'}")
+
+
+def test_a_damaged_student_is_named(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    recipe = load_recipe(finished / "tiny.yaml", ["train.baselines=[]"])
+    inputs = inputs_of(finished / "data/runs/tiny")
+    copy = tmp_path / "train" / "student"
+    shutil.copytree(inputs["student"], copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(UserError, match=f"local model {copy}: cannot be opened"):
+        evaluate.run(recipe, inputs | {"student": copy}, tmp_path)
 
 
 def longer_one(text: str) -> str:
