@@ -50,7 +50,7 @@ def saving(by_time: bool, accelerator: Any) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             accelerator.wait_for_everyone()  # each process writes the state of its own random generators
-            # A training that is resumed at its end takes a step more (transformers 5.23), so nobody resumes there.
+            # Resumed at its end, a training would take a step more (transformers 5.23).
             if accelerator.is_main_process and not control.should_training_stop:
                 _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
