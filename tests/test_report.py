@@ -334,3 +334,33 @@ def test_amount(value, text):
 @pytest.mark.parametrize(("seconds", "text"), [(4.21, "4.2 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
 def test_duration(seconds, text):
     assert report.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "$0.00"), (1234.5, "$1,234.50"), (0.1, "$0.10"), (0.0039, "$0.0039"), (2e-6, "$0.0000020")],
+)
+def test_dollars(value, text):
+    assert report.dollars(value) == text
+
+
+def test_benchmarks_show_a_group_and_not_its_parts():
+    def task(group: str | None, value: float) -> dict:
+        figures = {"acc": {"value": value, "stderr": 0.01}, "perplexity": {"value": 12.0, "stderr": None}}
+        about = {"part_of": group, "questions": 1200, "num_fewshot": 5, "higher_is_better": {"acc": True}}
+        return about | {"models": {"student": figures}}
+
+    found = {"tasks": {"whole": task(None, 0.5), "part": task("whole", 0.4), "alone": task("not reported", 0.3)}}
+    rows = report.benchmarks(scores_of(**ALL) | {"harness": found})
+    assert [name for name, _, _ in rows] == ["whole: acc", "whole: perplexity", "alone: acc", "alone: perplexity"]
+    _, about, values = rows[0]
+    assert about == "1,200 questions, 5 worked examples, higher is better"
+    assert values == [("", ""), ("0.5", "± 0.01"), ("", ""), ("", "")]
+
+
+def test_the_page_quotes_an_ablation(run):
+    student = {"name": "best_of", "accuracy": 0.82, "accuracy_ci": [0.8, 0.84], "by_seed": [0.81, 0.83]}
+    artifacts.write_json(run / "ablation.json", {"questions": 60, "seeds": [0, 1], "variants": [student]})
+    page = page_of(run, scores_of(**ALL), predictions())
+    assert "with 2 seeds: 82.0% (80.0 to 84.0) of 60 questions, by seed 81.0%, 83.0%." in page
+    assert "from one seed" not in page
