@@ -13,7 +13,7 @@ from pipeline import ablate, artifacts
 from pipeline.records import PREDICTIONS
 from pipeline.stages import evaluate
 from stages.test_evaluate import questions_of
-from tiny import command, make_tiny, seqkd
+from tiny import command, hear_ctrl_c, make_tiny, seqkd
 
 ON_POLICY = "train.on_policy={max_steps: 6, per_device_train_batch_size: 8, max_completion_length: 8}"
 SMALL = [
@@ -158,7 +158,8 @@ LONG = ["--set", "train.sft.max_steps=1000000", "--seeds", "1", "--jobs", "2"]
 def test_no_student_outlives_the_command(finished, tmp_path, how):
     """Whose trainings would take hours."""
     folder = with_teacher(tmp_path, finished)
-    process = subprocess.Popen(command(*SMALL, *LONG), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command(*SMALL, *LONG), cwd=folder, preexec_fn=hear_ctrl_c, **pipes)
     logs = [folder / f"data/runs/tiny-{name}-0/ablation.log" for name in ("raw", "filter")]
     while process.poll() is None and not all(log.is_file() and "fine-tune" in log.read_text() for log in logs):
         time.sleep(0.1)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import shutil
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.runs import Run
 from pipeline.teachers import local
 from test_cli import refused
-from tiny import command, make_tiny, seqkd
+from tiny import command, hear_ctrl_c, make_tiny, seqkd
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_on_a_terminal(copied):
     # A session of its own with this terminal, so that Ctrl-C reaches it.
     child = subprocess.Popen(
         words, cwd=copied, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=lambda: (hear_ctrl_c(), ioctl(0, termios.TIOCSCTTY, 0)),
     )  # fmt: skip
     os.close(theirs)
     seen = b""
@@ -112,6 +113,7 @@ def test_on_a_terminal(copied):
     def until(words: bytes) -> None:
         nonlocal seen
         while words not in seen:
+            assert select.select([ours], [], [], 120)[0], seen
             seen += os.read(ours, 65536)
         seen = seen[seen.index(words) + len(words) :]
 

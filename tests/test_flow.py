@@ -15,7 +15,7 @@ import pytest
 from pipeline import artifacts, flow
 from pipeline.errors import AccountError, BusyError, StaleRunError, StorageError, UserError
 from pipeline.recipe import load_recipe
-from tiny import command, seqkd
+from tiny import command, hear_ctrl_c, seqkd
 
 DATA_STAGES = ("generate", "collect", "filter", "dedupe", "assemble")
 
@@ -215,9 +215,7 @@ def test_the_errors_of_the_operating_system_that_a_user_can_mend():
 def test_ctrl_c_is_130_and_resumable(finished, tiny):
     shutil.copytree(finished / "data" / "cache", tiny / "data" / "cache")
     long = command("run", "tiny.yaml", "--set", "train.sft.max_steps=100000")
-    # Where the tests themselves run in the background, SIGINT is ignored, and children inherit that.
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(long, cwd=tiny, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    process = subprocess.Popen(long, cwd=tiny, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
     for line in process.stderr:
         if line.startswith("  train student:"):  # the first line of progress: it is in the middle of training
             break

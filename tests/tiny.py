@@ -1,5 +1,6 @@
 """A tiny domain whose whole pipeline, teacher and student included, runs in seconds."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,12 @@ def make_tiny(folder: Path) -> Path:
     (folder / "prompts" / "tiny" / "domain.yaml").write_text('lead_ins: ["Tell me:"]\n')
     (folder / "tiny.yaml").write_text(RECIPE)
     return folder
+
+
+def hear_ctrl_c() -> None:
+    """For Popen's preexec_fn: where the tests themselves run in the background, SIGINT is ignored, and children inherit
+    that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command(*words: str) -> list[str]:
