@@ -189,6 +189,20 @@ def count_rows(path: Path) -> int:
     return pq.read_metadata(path).num_rows
 
 
+def text_bytes(path: Path, columns: Sequence[str]) -> int:
+    """About how much text some columns hold: their uncompressed size, from the footer; of JSONL the file's."""
+    if path.suffix != ".parquet":
+        return path.stat().st_size
+    footer = pq.read_metadata(path)
+    total = 0
+    for group in range(footer.num_row_groups):
+        for column in range(footer.num_columns):
+            chunk = footer.row_group(group).column(column)
+            if chunk.path_in_schema.partition(".")[0] in columns:
+                total += chunk.total_uncompressed_size
+    return total
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

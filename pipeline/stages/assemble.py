@@ -38,7 +38,7 @@ from pipeline.progress import progress
 from pipeline.recipe import Recipe
 from pipeline.records import COMPLETIONS, KEPT, TRAIN, WITHHELD, Row
 from pipeline.stages import dedupe
-from pipeline.stages.dedupe import COMPARED, best_first, text_bytes, texts_of
+from pipeline.stages.dedupe import COMPARED, best_first, texts_of
 
 VERSION = 2
 TOLD = ("generate", "collect", "filter", "dedupe")  # sections and tables that only the data card speaks of
@@ -101,7 +101,7 @@ def contaminated(path: Path, index: overlap.Index, items: list[overlap.Item]) ->
     """Row number -> (reason, id of the item) of the rows of a table that repeat an item in prompt or answer."""
     found: dict[int, tuple[str, str]] = {}
     columns = COMPARED["pair"]
-    compiled = text_bytes(path, columns) >= near.COMPILE_BYTES
+    compiled = artifacts.text_bytes(path, columns) >= near.COMPILE_BYTES
     begin = 0
     with progress("assemble: comparing with held-out questions", artifacts.count_rows(path), "rows") as advance:
         for batch in artifacts.read_texts(path, ["id", *columns]):

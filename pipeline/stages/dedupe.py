@@ -123,7 +123,7 @@ def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
     """Say which rows of a table repeat which. `scratch`: an empty folder for files that are read once."""
     on, threshold = section.on, section.near.threshold if section.near else None
     columns = COMPARED[on]
-    compiled = sum(text_bytes(path, columns) for path in tables if path) >= near.COMPILE_BYTES
+    compiled = sum(artifacts.text_bytes(path, columns) for path in tables if path) >= near.COMPILE_BYTES
     cut = near.scheme(threshold) if threshold is not None else near.Scheme(0, 1)
     prints, counts = [], []
     total = artifacts.count_rows(tables.own)
@@ -370,20 +370,6 @@ def _read_sets(path: Path) -> near.Sets:
     """The sets of one share."""
     sizes = np.fromfile(path.with_suffix(".sizes"), np.int64)
     return near.Sets(np.fromfile(path, np.uint64), np.append(0, np.cumsum(sizes)))
-
-
-def text_bytes(path: Path, columns: tuple[str, ...]) -> int:
-    """About how much text some columns hold: their uncompressed size, from the footer; of JSONL the file's."""
-    if path.suffix != ".parquet":
-        return path.stat().st_size
-    footer = pq.read_metadata(path)
-    total = 0
-    for group in range(footer.num_row_groups):
-        for column in range(footer.num_columns):
-            chunk = footer.row_group(group).column(column)
-            if chunk.path_in_schema.partition(".")[0] in columns:
-                total += chunk.total_uncompressed_size
-    return total
 
 
 def _batches(tables: Tables, columns: list[str]) -> Iterator[pa.RecordBatch]:

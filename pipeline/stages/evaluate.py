@@ -52,9 +52,10 @@ from pipeline.teachers.local import Loaded
 
 VERSION = 2
 SECTIONS = ("generate", "collect", "train", "evaluate")
-READS = {"student": "train", "metrics.jsonl": "train", "train": "assemble", "validation": "assemble"}
-# README.md: report and model card say what became of every answer, and so does the data card.
-READS |= {"README.md": "assemble"}
+READS = {
+    **{"student": "train", "metrics.jsonl": "train", "train": "assemble", "validation": "assemble"},
+    "README.md": "assemble",  # report and model card say what became of every answer, and so does the data card
+}
 
 MODELS = ("teacher", "student", "untrained", "random_subset")
 
@@ -79,7 +80,7 @@ def unseen(recipe: Recipe, inputs: dict[str, Path]) -> dict[str, int]:
     index = overlap.index(items, recipe.assemble.overlap)
     rows, found = 0, dict[int, str]()
     for path in (inputs["train"], inputs["validation"]):
-        compiled = dedupe.text_bytes(path, ("prompt", "completion")) >= near.COMPILE_BYTES
+        compiled = artifacts.text_bytes(path, ("prompt", "completion")) >= near.COMPILE_BYTES
         with progress(f"comparing {path.stem} with the questions", artifacts.count_rows(path), "rows") as advance:
             for batch in artifacts.read_batches(path, ["id", "prompt", "completion"]):
                 turns = [

@@ -27,7 +27,6 @@ from pipeline.progress import progress
 from pipeline.recipe import Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
 from pipeline.rules import ENGLISH, PERSONAL_DATA, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
-from pipeline.stages.dedupe import text_bytes
 
 VERSION = 3
 SECTIONS = ("filter", "filter_judge")
@@ -328,7 +327,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     scores: dict[str, np.ndarray] = {}
     usage, note = None, None
     if config.enabled:
-        done, compiled = 0, text_bytes(source, ("text",)) >= COMPILE_BYTES
+        done, compiled = 0, artifacts.text_bytes(source, ("text",)) >= COMPILE_BYTES
         with progress("filter", total, "rows") as advance:
             for batch in _batches(source, ["messages", "text", "finish_reason", "context"]):
                 rows = slice(done, done + batch.num_rows)
