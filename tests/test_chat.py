@@ -101,7 +101,8 @@ def test_on_a_terminal(copied):
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     words = command("chat", "tiny", "--teacher", "--temperature", "2", "--max-tokens", "50000")
-    env = {**os.environ, "TERM": "xterm"}
+    # Without what pytest-xdist or a shell says of another terminal's size, which goes before this one's.
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
     # A session of its own with this terminal, so that Ctrl-C reaches it.
     child = subprocess.Popen(
         words, cwd=copied, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
