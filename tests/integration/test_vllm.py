@@ -104,8 +104,9 @@ def recipe(environment, student) -> Recipe:
         "OMP_NUM_THREADS": "1",
     }
     serve = {"environment": str(environment), "args": arguments, "env": variables, "start_timeout_s": 600}
-    # At least one token each: a sample that says nothing would be asked again.
-    teacher = {"provider": "vllm", "model": str(student), "name": "tiny", "serve": serve, "extra": {"min_tokens": 1}}
+    # Eight tokens each. A sample that ends before it says anything (a byte of a longer character is no text) is asked
+    # again, and whether one does depends on the seeds, and so on the folder's name.
+    teacher = {"provider": "vllm", "model": str(student), "name": "tiny", "serve": serve, "extra": {"min_tokens": 8}}
     sampling = {"temperature": 1.5, "max_tokens": 8, "logprobs": True}
     return Recipe.model_validate(
         {"domain": "d", "collect": {"teachers": [teacher], "samples": 3, "sampling": sampling, "timeout_s": 300}}
