@@ -1,5 +1,6 @@
 """Several processes train one student: torchrun and accelerate launch, on CPUs (gloo)."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -111,3 +112,43 @@ def test_fsdp_shards_and_the_student_is_whole(tmp_path: Path) -> None:
 def logged(folder: Path) -> list[float]:
     events = [json.loads(line) for line in (folder / "out/metrics.jsonl").read_text().splitlines()]
     return [event["loss"] for event in events if "loss" in event]
+
+
+ZERO = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+import torch
+from stages.test_fit import SFT, run
+stage3 = {{"stage": 3, "stage3_param_persistence_threshold": 0}}
+sft = {{**SFT, "max_steps": 15, "per_device_train_batch_size": 4 // {processes}}}
+sft["deepspeed"] = {{
+    "zero_optimization": stage3, "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"
+}}
+for name, config in (("full", {{}}), ("lora", {{"lora": {{"r": 2, "target_modules": "all-linear"}}}})):
+    print(run(Path(sys.argv[1]) / name, dict(sft), config=config))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_deepspeed_shards_and_the_student_is_whole(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from pipeline.teachers.local import load
+
+    # On a machine with GPUs NCCL gives each process one.
+    processes = min(2, torch.cuda.device_count() or 2)
+    here = Path(__file__).resolve().parent
+    (tmp_path / "zero.py").write_text(ZERO.format(tests=str(here), root=str(here.parent), processes=processes))
+    started(["torchrun", "--nproc-per-node", str(processes), "zero.py", str(tmp_path)], tmp_path)
+    one = run(tmp_path / "one", {**SFT, "max_steps": 15})
+    expected = load_file(tmp_path / "one/out/model.safetensors")
+    for name in ("full", "lora"):
+        weights = load_file(tmp_path / name / "out/model.safetensors")
+        assert {key: value.shape for key, value in weights.items()} == {k: v.shape for k, v in expected.items()}
+        assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+        assert load(tmp_path / name / "out").model.num_parameters() == one["parameters"]
+        assert logged(tmp_path / name)[-1] < logged(tmp_path / name)[0]
+    assert logged(tmp_path / "full") == pytest.approx(logged(tmp_path / "one"), rel=0.1)

@@ -225,7 +225,9 @@ def _whole(model: Any, job: Job, state: Mapping[str, Any]) -> Any:
     """A LoRA model with the gathered weights `state`: the trained one has a part of each, which cannot be merged."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # ZeRO-3 would shard this model too, among processes that do not make it
     base = AutoModelForCausalLM.from_config(job.student.config, trust_remote_code=job.config.trust_remote_code)
     whole = get_peft_model(base, model.peft_config[model.active_adapter])
     whole.load_state_dict(state)
