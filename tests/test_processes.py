@@ -31,7 +31,7 @@ def test_two_processes_train_as_one_does(finished_copy: Path) -> None:
     assert losses(folder)[:3] == pytest.approx(before[:3], rel=1e-2)
     assert json.loads((folder / "train/manifest.json").read_text())["counts"]["training"]["student"]["steps"] == 100
     # A stage that is complete is skipped, and nobody waits for the other.
-    done = started(["torchrun", "--nproc-per-node", "2", *stage], finished_copy)
+    done = started(["torchrun", "--standalone", "--nproc-per-node", "2", *stage], finished_copy)
     assert "complete, skipped" in done.stderr + done.stdout
 
 
@@ -142,7 +142,7 @@ def test_deepspeed_shards_and_the_student_is_whole(tmp_path: Path) -> None:
     processes = min(2, torch.cuda.device_count() or 2)
     here = Path(__file__).resolve().parent
     (tmp_path / "zero.py").write_text(ZERO.format(tests=str(here), root=str(here.parent), processes=processes))
-    started(["torchrun", "--nproc-per-node", str(processes), "zero.py", str(tmp_path)], tmp_path)
+    started(["torchrun", "--standalone", "--nproc-per-node", str(processes), "zero.py", str(tmp_path)], tmp_path)
     one = run(tmp_path / "one", {**SFT, "max_steps": 15})
     expected = load_file(tmp_path / "one/out/model.safetensors")
     for name in ("full", "lora"):

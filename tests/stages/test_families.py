@@ -135,7 +135,10 @@ def same_when_loaded(model: Any, tokenizer: Any, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loaded, theirs = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    loaded, theirs = (
+        AutoModelForCausalLM.from_pretrained(folder).to(model.device),
+        AutoTokenizer.from_pretrained(folder),
+    )
     assert type(loaded) is type(model) and theirs.chat_template == tokenizer.chat_template
     assert theirs.eos_token == tokenizer.eos_token
     chat = [*ROWS[0]["prompt"], *ROWS[0]["completion"]]

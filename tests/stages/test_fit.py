@@ -206,6 +206,10 @@ def test_a_loss_that_turns_bad_later_leaves_the_last_good_checkpoint(
 
 @pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
 def test_settings_for_a_gpu_go_through_on_a_cpu(unbroken: Any, tmp_path: Path, setting: str) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("compared with what the CPU gives")
     summary = run(tmp_path, {**SFT, setting: True, "use_cpu": True})
     assert summary["train_loss"] == pytest.approx(unbroken[1]["train_loss"], rel=0.05)
     # Activations that are computed a second time are the same; in bfloat16 they are not, but the weights stay float32.

@@ -82,7 +82,8 @@ def test_every_token_stored_is_the_whole_distribution(tmp_path: Path, teacher: L
     rows = []
     for row, ids, start in zip(ROWS, tokens.rows, tokens.start, strict=True):
         with torch.no_grad():
-            scores = teacher.model(torch.tensor([ids["input_ids"]])).logits[0, start - 1 : -1].log_softmax(-1)
+            read = torch.tensor([ids["input_ids"]], device=teacher.model.device)
+            scores = teacher.model(read).logits[0, start - 1 : -1].log_softmax(-1)
         logprobs = [
             {"token": None, "id": token, "logprob": 0.0}
             | {"top": [{"id": i, "logprob": value} for i, value in enumerate(place.tolist())]}

@@ -75,7 +75,7 @@ def test_sampled_frequencies_are_the_models_probabilities(model: Loaded) -> None
     rows = sample(model, [CHATS[0]] * draws, list(range(draws)), max_tokens=1)
     ids = encode(model.tokenizer, [CHATS[0]], add_generation_prompt=True)
     with torch.inference_mode():
-        top = model.model(torch.tensor(ids)).logits[0, -1].softmax(-1).max().item()
+        top = model.model(torch.tensor(ids, device=model.model.device)).logits[0, -1].softmax(-1).max().item()
     near = sum(math.isclose(math.exp(row["logprobs"][0]), top, rel_tol=1e-3) for row in rows) / draws
     assert near == pytest.approx(top, abs=4 * math.sqrt(top * (1 - top) / draws))
 
@@ -123,9 +123,9 @@ def test_nll_is_the_loss_on_the_completion_and_its_end_of_turn(model: Loaded) ->
     for chat, text in zip(CHATS, texts, strict=True):
         prompt = encode(model.tokenizer, [chat], add_generation_prompt=True)[0]
         said = [*model.tokenizer(text, add_special_tokens=False)["input_ids"], model.tokenizer.eos_token_id]
-        labels = torch.tensor([[-100] * len(prompt) + said])
+        ids, labels = torch.tensor([[prompt + said, [-100] * len(prompt) + said]], device=model.model.device)[0]
         with torch.inference_mode():
-            loss = model.model(input_ids=torch.tensor([prompt + said]), labels=labels).loss
+            loss = model.model(input_ids=ids[None], labels=labels[None]).loss
         expected.append((loss.item() * len(said), len(said)))
     got = nll(model, CHATS, texts)
     assert [count for _, count in got] == [count for _, count in expected]
