@@ -42,6 +42,15 @@ METHODS = {
     "distillation: Agarwal et al., 2024)",
 }
 
+RESULTS = (
+    ("accuracy", "accuracy", "exact match"),
+    ("token_f1", "f1", "token F1"),
+    ("agreement", "agreement", "the same answer as the teacher"),
+    ("rouge_l", "rouge", "ROUGE-L against the teacher's answer"),
+    ("chrf", "chrf", "chrF against the teacher's answer"),
+)
+"""(key in scores.json, metric on the hub, what it is called)"""
+
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 COLUMNS = (
@@ -133,6 +142,8 @@ def model_card(
 
     train, domain = told.sections["train"], told.sections["domain"]
     student = told.counts["train"]["training"]["student"]
+    name = repo.split("/")[-1] if repo else f"{domain} student"
+    results = _results(domain, scores) if scores else None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -141,13 +152,15 @@ def model_card(
         datasets=[data_repo] if data_repo else None,
         language=languages(told) or None,
         tags=["distillation", "seqkd", "trl", train["method"]],
+        model_name=printable(name) if results else None,
+        eval_results=results,
     )
     names = " and ".join(escaped(name) for name, _ in teachers(told.sections)) or "a file"
     first = _student(train["student"], told.base_model)
     method = METHODS.get(train["method"], "trained by the method " + escaped(train["method"]) + " on {rows} answers")
     made = method.format(rows=f"{student['rows']:,}", names=names)
     parts = [
-        f"# {escaped(repo.split('/')[-1] if repo else f'{domain} student')}",
+        f"# {escaped(name)}",
         f"A language model of {student['parameters']:,} parameters for the domain {escaped(domain)}: {first}, {made} "
         "with seqkd and TRL.",
         "## Use",
@@ -233,6 +246,25 @@ def _usage(repo: str | None) -> str:
             "print(answer)",
         )
     )
+
+
+def _results(domain: str, scores: Mapping[str, Any]) -> list[Any] | None:
+    """The student's held-out scores as the hub's `model-index` has them, from 0 to 1; None where it has none."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out-questions",
+            dataset_name=f"held-out questions of {printable(domain)}",
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(scores["student"][key], 4),
+        )
+        for key, metric, name in RESULTS
+        if scores["student"][key] is not None
+    ] or None
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:

@@ -50,7 +50,7 @@ from pipeline.stages.train import open_student
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("generate", "collect", "train", "evaluate")
 READS = {
     **{"student": "train", "metrics.jsonl": "train", "train": "assemble", "validation": "assemble"},
