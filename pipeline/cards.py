@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -24,9 +23,7 @@ from pipeline import artifacts, flow, report
 from pipeline.recipe import Recipe
 from pipeline.records import Row
 from pipeline.show import printable
-
-HOSTED = {"openai": ("openai.com", "azure.com"), "anthropic": ("anthropic.com",)}
-"""Provider -> where it serves its own models, so that its terms hold."""
+from pipeline.teachers import hosted
 
 LLAMA = (
     "Meta's Llama licences bind what is made with Llama's output: since 3.1 a model trained on it has a name that "
@@ -433,16 +430,6 @@ def judges(sections: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [(public(one.get("name") or one["model"]), one)] if isinstance(one, dict) else []
 
 
-def hosted(teacher: Mapping[str, Any]) -> str | None:
-    """The provider whose own service a teacher is: openai or anthropic."""
-    provider, urls = teacher["provider"], teacher.get("base_url") or []
-    hosts = [urlsplit(url).hostname or "" for url in ([urls] if isinstance(urls, str) else urls)]
-    own = HOSTED.get(provider, ())
-    if own and (not hosts or any(host == name or host.endswith(f".{name}") for host in hosts for name in own)):
-        return str(provider)
-    return None
-
-
 def terms_of(named: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """{provider or `llama`: (what its terms say of training on output, link)} for teachers with such terms."""
     from pipeline.teachers import anthropic, openai
@@ -450,7 +437,8 @@ def terms_of(named: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     known = {"openai": openai.TERMS, "anthropic": anthropic.TERMS}
     found: dict[str, tuple[str, str]] = {}
     for teacher in named:
-        provider = hosted(teacher)
+        urls = teacher.get("base_url") or []
+        provider = hosted(teacher["provider"], [urls] if isinstance(urls, str) else urls)
         if provider:
             found[provider] = known[provider]
         elif re.search("llama|vicuna|alpaca", str(teacher["model"]), re.IGNORECASE):  # the last two are Llamas too

@@ -203,6 +203,8 @@ def test_languages_are_those_asked_for_and_those_of_the_prompts(asked, found):
         ({"provider": "openai", "model": "gpt-x", "base_url": "https://me.openai.azure.com/v1"}, ["openai"]),
         ({"provider": "openai", "model": "gpt-x", "base_url": ["http://10.0.0.1/v1"]}, []),
         ({"provider": "openai", "model": "x", "base_url": "https://notopenai.com/v1"}, []),
+        ({"provider": "openai", "model": "x", "base_url": "https://API.openai.com./v1"}, ["openai"]),
+        ({"provider": "openai", "model": "claude-x", "base_url": "https://api.anthropic.com/v1"}, ["anthropic"]),
         ({"provider": "anthropic", "model": "claude-x"}, ["anthropic"]),
         ({"provider": "vllm", "model": "meta-llama/Llama-3.1-70B-Instruct"}, ["llama"]),
         ({"provider": "vllm", "model": "lmsys/vicuna-13b-v1.5"}, ["llama"]),

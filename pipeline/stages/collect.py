@@ -33,6 +33,7 @@ from pipeline.facts import read_facts
 from pipeline.progress import progress, say
 from pipeline.recipe import COUNT, Recipe, Sampling, Teacher
 from pipeline.records import COMPLETIONS, FAILURES, Message, Row, canonical_json, make_id
+from pipeline.teachers import hosted
 
 VERSION = 2
 SECTIONS = ("collect",)
@@ -189,11 +190,9 @@ def halved(rates: Rates | None) -> Rates | None:
 def accept_terms(recipe: Recipe) -> dict[str, str]:
     """Name the hosted providers' terms before anything is sent, and return how they were accepted: {provider: how}.
     Raises UserError if they were not."""
-    hosted = sorted(
-        {t.provider for t in recipe.collect.teachers if t.provider in ("openai", "anthropic") and not t.urls()}
-    )
+    owners = {hosted(teacher.provider, teacher.urls()) for teacher in recipe.collect.teachers}
     accepted: dict[str, str] = {}
-    for name in hosted:
+    for name in sorted(owner for owner in owners if owner):
         text, link = importlib.import_module(f"pipeline.teachers.{name}").TERMS
         say(f"  {text}: {link}")
         if recipe.collect.accept_terms:
