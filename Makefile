@@ -1,7 +1,7 @@
 # make quickstart    set up .venv and distil the Star Trek teacher into a student, offline, in minutes
 # make test          set up .venv and run the tests
 # make lint          ruff (format and lint) and mypy
-# make integration   the tests that need an environment of their own: Airflow, Prefect, vLLM, a built wheel
+# make integration   the tests that need an environment of their own: Airflow, Prefect, vLLM, the extras, a built wheel
 # make clean         remove what was made (.venv and .envs stay)
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Test files run side by side, one a core: most wait for servers and processes that they have killed.
 SIDE_BY_SIDE := -n logical --maxprocesses 4
 # Beside the tests that share a quickstart: those that spend their time on an installation of their own.
-OWN := tests/integration/test_vllm.py tests/integration/test_wheel.py
+OWN := tests/integration/test_vllm.py tests/integration/test_wheel.py tests/integration/test_extras.py
 
 .PHONY: quickstart test lint format integration clean
 

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -24,9 +23,7 @@ from pipeline import artifacts, flow, report
 from pipeline.recipe import Recipe
 from pipeline.records import Row
 from pipeline.show import printable
-
-HOSTED = {"openai": ("openai.com", "azure.com"), "anthropic": ("anthropic.com",)}
-"""Provider -> where it serves its own models, so that its terms hold."""
+from pipeline.teachers import hosted
 
 LLAMA = (
     "Meta's Llama licences bind what is made with Llama's output: since 3.1 a model trained on it has a name that "
@@ -41,6 +38,15 @@ METHODS = {
     "on_policy": "trained on its own answers to {rows} prompts, whose tokens its teacher scored (on-policy "
     "distillation: Agarwal et al., 2024)",
 }
+
+RESULTS = (
+    ("accuracy", "accuracy", "exact match"),
+    ("token_f1", "f1", "token F1"),
+    ("agreement", "agreement", "the same answer as the teacher"),
+    ("rouge_l", "rouge", "ROUGE-L against the teacher's answer"),
+    ("chrf", "chrf", "chrF against the teacher's answer"),
+)
+"""(key in scores.json, metric on the hub, what it is called)"""
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
@@ -133,6 +139,8 @@ def model_card(
 
     train, domain = told.sections["train"], told.sections["domain"]
     student = told.counts["train"]["training"]["student"]
+    name = repo.split("/")[-1] if repo else f"{domain} student"
+    results = _results(domain, scores) if scores else None
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -141,13 +149,15 @@ def model_card(
         datasets=[data_repo] if data_repo else None,
         language=languages(told) or None,
         tags=["distillation", "seqkd", "trl", train["method"]],
+        model_name=printable(name) if results else None,
+        eval_results=results,
     )
     names = " and ".join(escaped(name) for name, _ in teachers(told.sections)) or "a file"
     first = _student(train["student"], told.base_model)
     method = METHODS.get(train["method"], "trained by the method " + escaped(train["method"]) + " on {rows} answers")
     made = method.format(rows=f"{student['rows']:,}", names=names)
     parts = [
-        f"# {escaped(repo.split('/')[-1] if repo else f'{domain} student')}",
+        f"# {escaped(name)}",
         f"A language model of {student['parameters']:,} parameters for the domain {escaped(domain)}: {first}, {made} "
         "with seqkd and TRL.",
         "## Use",
@@ -233,6 +243,25 @@ def _usage(repo: str | None) -> str:
             "print(answer)",
         )
     )
+
+
+def _results(domain: str, scores: Mapping[str, Any]) -> list[Any] | None:
+    """The student's held-out scores as the hub's `model-index` has them, from 0 to 1; None where it has none."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out-questions",
+            dataset_name=f"held-out questions of {printable(domain)}",
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(scores["student"][key], 4),
+        )
+        for key, metric, name in RESULTS
+        if scores["student"][key] is not None
+    ] or None
 
 
 def _scores(scores: dict[str, Any]) -> list[str]:
@@ -401,16 +430,6 @@ def judges(sections: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [(public(one.get("name") or one["model"]), one)] if isinstance(one, dict) else []
 
 
-def hosted(teacher: Mapping[str, Any]) -> str | None:
-    """The provider whose own service a teacher is: openai or anthropic."""
-    provider, urls = teacher["provider"], teacher.get("base_url") or []
-    hosts = [urlsplit(url).hostname or "" for url in ([urls] if isinstance(urls, str) else urls)]
-    own = HOSTED.get(provider, ())
-    if own and (not hosts or any(host == name or host.endswith(f".{name}") for host in hosts for name in own)):
-        return str(provider)
-    return None
-
-
 def terms_of(named: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     """{provider or `llama`: (what its terms say of training on output, link)} for teachers with such terms."""
     from pipeline.teachers import anthropic, openai
@@ -418,7 +437,8 @@ def terms_of(named: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     known = {"openai": openai.TERMS, "anthropic": anthropic.TERMS}
     found: dict[str, tuple[str, str]] = {}
     for teacher in named:
-        provider = hosted(teacher)
+        urls = teacher.get("base_url") or []
+        provider = hosted(teacher["provider"], [urls] if isinstance(urls, str) else urls)
         if provider:
             found[provider] = known[provider]
         elif re.search("llama|vicuna|alpaca", str(teacher["model"]), re.IGNORECASE):  # the last two are Llamas too

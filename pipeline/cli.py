@@ -108,8 +108,8 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline import flow, questions
-    from pipeline.stages import collect, evaluate
+    from pipeline import flow
+    from pipeline.stages import collect, evaluate, generate
     from pipeline.stages import filter as filter_stage
 
     _use_data(data)
@@ -124,7 +124,8 @@ def plan(
         words = column in ("teacher", "provider")
         requests.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     prompts, completions = (flow.table_if_complete(folder, table) for table in ("prompts", "completions"))
-    lines = collect.estimate(loaded, prompts) + filter_stage.estimate(loaded, prompts, completions)
+    writers = generate.estimate(loaded, prompts)
+    lines = writers + collect.estimate(loaded, prompts) + filter_stage.estimate(loaded, prompts, completions)
     for line in lines + evaluate.estimate(loaded):
         usd = "no price" if line["usd"] is None else f"{line['usd']:,.2f}"
         requests.add_row(
@@ -144,9 +145,11 @@ def plan(
             f"generate asks in rounds until {wanted:,} rows are kept, at most {loaded.generate.max_rounds}: "
             f"{loaded.rows_to_prompts(wanted):,} prompts if every answer is kept; half of them are reckoned with."
         )
-    if loaded.collect.teachers and loaded.collect.teachers[0].provider != "local":
-        held_out = len(questions.held_out(loaded))
-        console.print(f"evaluate asks the first teacher the {held_out:,} held-out questions too (evaluate.limit).")
+    if writers:
+        console.print(
+            "generate's requests are those of its first time of asking. What comes back unusable, or is not new, it "
+            "asks for again, at most seven times a quarter as many."
+        )
     if loaded.collect.budget_usd:
         console.print(f"The spend stops before ${loaded.collect.budget_usd:,.2f} (collect.budget_usd).")
 

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from pipeline.documents import Passage, tag_of
+from pipeline.recipe import Generate
 from pipeline.records import Message
 from pipeline.templates import Template, fill
 
@@ -39,6 +40,9 @@ A_PASSAGE = 3
 
 OPENING = "opening"
 """Role, with a number, of a text that a model is to go on with: the method magpie."""
+
+PROMPT = 200
+"""Characters of a prompt, for estimates."""
 
 MIN_WORDS, MAX_WORDS = 3, 150
 """Words of a prompt that is not thrown away, as in the code of Self-Instruct."""
@@ -318,6 +322,23 @@ def magpie(ask: Ask, opening: str, want: int, left_out: Counter[str]) -> Iterato
                 left_out[why] += 1
                 continue
             yield Written(user(text), "magpie", {})
+
+
+def requests(method: str, want: int, config: Generate, answer: int) -> tuple[int, int]:
+    """For a plan: the requests of a method's first round, and the characters that they show besides the template. A
+    prompt is taken to have PROMPT characters, an answer `answer`. Where what comes back is unusable, each later round
+    asks a quarter as much again."""
+    if method == "self_instruct":
+        asked = _size(want, A_REQUEST, 0)
+        return asked, asked * EXAMPLES * PROMPT
+    if method == "documents":
+        assert config.documents
+        asked = _size(want, A_PASSAGE, 0)
+        return asked, asked * config.documents.characters
+    if method == "conversation":
+        before = [PROMPT + turn * (PROMPT + answer) for turn in range(config.conversation.turns - 1)]
+        return 2 * len(before) * want, want * sum(2 * characters + answer for characters in before)
+    return want, want * (PROMPT if method == "evolve" else 0)
 
 
 def _size(want: int, each: int, turn: int) -> int:

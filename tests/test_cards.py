@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData, metadata_load
 
 from pipeline import cards
 from pipeline.cards import Story
@@ -122,6 +122,28 @@ def test_each_stages_card(run):
         assert "Made with" not in card and not re.search(r"20\d\d-\d\d|\d s\b", card)
 
 
+def test_the_hub_reads_the_scores_from_the_header(run):
+    scores = json.loads((run / "evaluate" / "scores.json").read_text())
+    path = run / "evaluate" / "model_card.md"
+    for data in (ModelCard.load(path).data, ModelCardData(**metadata_load(path))):
+        assert data.model_name == "tiny student"
+        found = {one.metric_type: one.metric_value for one in data.eval_results}
+        assert found["accuracy"] == round(scores["student"]["accuracy"], 4) and 0 <= found["chrf"] <= 1
+        assert found.keys() == {"accuracy", "f1", "agreement", "rouge", "chrf"}
+        assert {(one.task_type, one.dataset_name, one.dataset_split) for one in data.eval_results} == {
+            ("text-generation", "held-out questions of tiny", "test")
+        }
+    before = run / "train" / "student" / "README.md"
+    assert "model-index" not in metadata_load(before) and ModelCard.load(before).data.eval_results is None
+    # Without accepted answers there is no accuracy, without anything there is no index.
+    without = {"accuracy": None, "token_f1": None}
+    less = front(cards.model_card(story(), scores | {"student": scores["student"] | without}, repo="me/x"))
+    (index,) = less["model-index"]
+    assert index["name"] == "x" and len(index["results"][0]["metrics"]) == 3
+    nothing = scores["student"] | dict.fromkeys(key for key, _, _ in cards.RESULTS)
+    assert "model-index" not in front(cards.model_card(story(), scores | {"student": nothing}))
+
+
 def test_the_same_recipe_gives_the_same_cards_elsewhere(run, tmp_path):
     """Folders and days differ, the cards do not."""
     other = make_tiny(tmp_path / "elsewhere")
@@ -181,6 +203,8 @@ def test_languages_are_those_asked_for_and_those_of_the_prompts(asked, found):
         ({"provider": "openai", "model": "gpt-x", "base_url": "https://me.openai.azure.com/v1"}, ["openai"]),
         ({"provider": "openai", "model": "gpt-x", "base_url": ["http://10.0.0.1/v1"]}, []),
         ({"provider": "openai", "model": "x", "base_url": "https://notopenai.com/v1"}, []),
+        ({"provider": "openai", "model": "x", "base_url": "https://API.openai.com./v1"}, ["openai"]),
+        ({"provider": "openai", "model": "claude-x", "base_url": "https://api.anthropic.com/v1"}, ["anthropic"]),
         ({"provider": "anthropic", "model": "claude-x"}, ["anthropic"]),
         ({"provider": "vllm", "model": "meta-llama/Llama-3.1-70B-Instruct"}, ["llama"]),
         ({"provider": "vllm", "model": "lmsys/vicuna-13b-v1.5"}, ["llama"]),

@@ -11,7 +11,8 @@ import pytest
 
 from stages.test_fit import SFT, run
 
-BIN = Path(sys.executable).parent
+# As modules: an environment that borrows torch from another has no scripts of it.
+LAUNCHERS = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.accelerate_cli"}
 
 
 def test_two_processes_train_as_one_does(finished_copy: Path) -> None:
@@ -36,7 +37,7 @@ def test_two_processes_train_as_one_does(finished_copy: Path) -> None:
 
 
 def started(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / words[0]), *words[1:]]
+    command = [sys.executable, "-m", LAUNCHERS[words[0]], *words[1:]]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done

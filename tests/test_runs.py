@@ -1,9 +1,14 @@
 """What a person sees of a finished run: pandas, status, show."""
 
+import os
+
 import pytest
 
 import pipeline
+from pipeline import written
 from pipeline.errors import UserError
+from pipeline.recipe import ConversationMethod, DocumentsMethod, Recipe
+from pipeline.stages import generate
 from tiny import seqkd
 
 
@@ -78,3 +83,43 @@ def test_plan_says_what_would_run_and_cost(finished, tiny):
     told = seqkd("plan", "tiny.yaml", cwd=tiny)
     assert told.returncode == 0 and "would run" in told.stdout and "144" in told.stdout
     assert not (tiny / "data" / "runs").exists() and not (tiny / "data" / "cache").exists()
+
+
+def test_plan_counts_what_generate_and_evaluate_ask(tiny):
+    """Prompts that a teacher writes, and the held-out questions of a teacher that is not in this process."""
+    text = (tiny / "tiny.yaml").read_text()
+    head, tail = text.split("  teachers:")
+    paid = "  teachers: [{provider: openai, model: wise, price: {input: 10, output: 20}}]\n  samples:"
+    text = head + paid + tail.split("  samples:")[1]
+    methods = "{self_instruct: 2, evolve: 1, persona: 1, conversation: 1, questions: 1}"
+    (tiny / "tiny.yaml").write_text(text.replace("{questions: 1.0}", methods))
+    wide = os.environ | {"COLUMNS": "160"}
+    done = seqkd("plan", "tiny.yaml", cwd=tiny, env=wide)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split(" \u2502")[0].strip("\u2502 "): line for line in done.stdout.splitlines() if "wise" in line}
+    assert list(lines) == ["wise (generate)", "wise", "wise (evaluate)"]
+    # 16 prompts in lists of 8, 8 and 8, and 8 conversations of 2 turns: an answer and the next turn each.
+    assert [int(cell.replace(",", "")) for cell in lines["wise (generate)"].split("\u2502")[3:6:2]] == [34, 34 * 12]
+    assert " 12 " in lines["wise (evaluate)"] and " 144 " in lines["wise (evaluate)"]  # 12 tokens each
+    assert "at most seven times a quarter" in " ".join(done.stdout.split())
+    without = seqkd("plan", "tiny.yaml", "--set", "generate.methods={questions: 1}", cwd=tiny, env=wide)
+    assert "(generate" not in without.stdout and "wise (evaluate)" in without.stdout
+
+
+def test_who_is_asked_to_write_how_much(tiny, monkeypatch):
+    """Magpie goes to one teacher alone, the rest to all by weight; a conversation is read again with each turn."""
+    monkeypatch.chdir(tiny)
+    teachers = [{"provider": "vllm", "model": "m", "base_url": "http://127.0.0.1:1"}]
+    teachers.append({"provider": "openai", "model": "o", "weight": 3})
+    section = {"teachers": teachers, "sampling": {"max_tokens": 10}}
+    methods = {"magpie": 1, "evolve": 1}
+    both = Recipe.model_validate({"domain": "tiny", "generate": {"count": 8, "methods": methods}, "collect": section})
+    lines = generate.estimate(both, None)
+    assert sorted((line["teacher"], line["requests"], line["output_tokens"]) for line in lines) == [
+        ("m (generate)", 1, 10), ("m (generate, magpie)", 4, 40), ("o (generate)", 3, 30),
+    ]  # fmt: skip
+    assert generate.estimate(both, tiny / "prompts.parquet") == []  # the prompts are there
+    config = both.generate.model_copy(update={"conversation": ConversationMethod(turns=3)})
+    config = config.model_copy(update={"documents": DocumentsMethod(files=["a.txt"], characters=1000)})
+    assert written.requests("documents", 30, config, 40) == (10, 10_000)
+    assert written.requests("conversation", 1, config, 40) == (4, (200 + 240) + (440 + 480))

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from pipeline import artifacts, documents, paths, templates
+from pipeline import artifacts, documents, paths, templates, written
 from pipeline.calls.batch import BatchAsking, BatchLine
 from pipeline.calls.budget import BATCH_SHARE, Budget, Rates, cost, worst_case
 from pipeline.calls.online import Asking, Call, Line, settle_cost, unbind
@@ -33,6 +33,7 @@ from pipeline.facts import read_facts
 from pipeline.progress import progress, say
 from pipeline.recipe import COUNT, Recipe, Sampling, Teacher
 from pipeline.records import COMPLETIONS, FAILURES, Message, Row, canonical_json, make_id
+from pipeline.teachers import hosted
 
 VERSION = 2
 SECTIONS = ("collect",)
@@ -189,11 +190,9 @@ def halved(rates: Rates | None) -> Rates | None:
 def accept_terms(recipe: Recipe) -> dict[str, str]:
     """Name the hosted providers' terms before anything is sent, and return how they were accepted: {provider: how}.
     Raises UserError if they were not."""
-    hosted = sorted(
-        {t.provider for t in recipe.collect.teachers if t.provider in ("openai", "anthropic") and not t.urls()}
-    )
+    owners = {hosted(teacher.provider, teacher.urls()) for teacher in recipe.collect.teachers}
     accepted: dict[str, str] = {}
-    for name in hosted:
+    for name in sorted(owner for owner in owners if owner):
         text, link = importlib.import_module(f"pipeline.teachers.{name}").TERMS
         say(f"  {text}: {link}")
         if recipe.collect.accept_terms:
@@ -304,6 +303,14 @@ def calls_of(source: Source, asks: list[Ask], rates: Rates | None, together: int
     return made
 
 
+def prompts_expected(recipe: Recipe) -> int:
+    """How many prompts generate will make; with target_kept every second answer is taken to be kept."""
+    count = recipe.first_round or COUNT
+    if recipe.generate.target_kept:
+        count = max(count, 2 * recipe.rows_to_prompts(recipe.generate.target_kept))
+    return count
+
+
 def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]]:
     """What collecting would take if nothing were stored: for each teacher {"teacher", "provider", "requests",
     "input_tokens", "output_tokens" (the most), "usd" (the most; None without a price)}. `prompts`: the table, or None
@@ -322,10 +329,8 @@ def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]
         ]
         count, characters = len(lengths), sum(lengths)
     else:
-        count = recipe.first_round or COUNT
-        if recipe.generate.target_kept:
-            count = max(count, 2 * recipe.rows_to_prompts(recipe.generate.target_kept))
-        characters = 200 * count
+        count = prompts_expected(recipe)
+        characters = written.PROMPT * count
     lines = []
     for teacher in collect.teachers:
         share = 1.0 if collect.strategy == "all" else teacher.weight / total

@@ -50,7 +50,7 @@ from pipeline.stages.train import open_student
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("generate", "collect", "train", "evaluate")
 READS = {
     **{"student": "train", "metrics.jsonl": "train", "train": "assemble", "validation": "assemble"},
@@ -442,19 +442,27 @@ def against_teacher(
 
 
 def estimate(recipe: Recipe) -> list[dict[str, Any]]:
-    """What the judge would take at the most: lines as of collect.estimate. An answer is taken to be as long as it may
-    be."""
-    config = recipe.evaluate.judge
-    if not config or not examined(recipe):
+    """What the examined teacher, where it is asked over the network, and the judge would take at the most: lines as of
+    collect.estimate. An answer is taken to be as long as it may be."""
+    teacher, config = examined(recipe), recipe.evaluate.judge
+    if not teacher:
         return []
-    (teacher,) = recipe.judging(config).teachers
-    asked = questions.held_out(recipe)
-    requests = 2 * min(config.limit, len(asked))
-    template = paths.template_of(recipe.domain, "judge_compare.jinja").read_text(encoding="utf-8") + config.criteria
-    prompt = max((sum(len(turn["content"]) for turn in question.messages) for question in asked), default=0)
-    shown = (len(template) + prompt) // collect.CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
-    name = f"{collect.teacher_name(teacher)} (evaluate.judge)"
-    return [collect.estimated(teacher, name, requests, requests * shown, requests * config.max_tokens)]
+    asked, lines = questions.held_out(recipe), []
+    prompts = [sum(len(turn["content"]) for turn in question.messages) for question in asked]
+    if teacher.provider != "local":
+        system = len(collect.system_message(recipe) or "") // collect.CHARACTERS_A_TOKEN
+        read = sum(prompts) // collect.CHARACTERS_A_TOKEN + len(asked) * (system + 8)
+        name = f"{collect.teacher_name(teacher)} (evaluate)"
+        said = len(asked) * recipe.collect.sampling.max_tokens
+        lines.append(collect.estimated(teacher, name, len(asked), read, said))
+    if config:
+        (named,) = recipe.judging(config).teachers
+        many = 2 * min(config.limit, len(asked))
+        template = paths.template_of(recipe.domain, "judge_compare.jinja").read_text(encoding="utf-8") + config.criteria
+        shown = (len(template) + max(prompts, default=0)) // collect.CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
+        name = f"{collect.teacher_name(named)} (evaluate.judge)"
+        lines.append(collect.estimated(named, name, many, many * shown, many * config.max_tokens))
+    return lines
 
 
 def measure(

@@ -246,6 +246,37 @@ def ask_writers(recipe: Recipe, out: Path, used: Counter[str], conversations: li
     return [row["text"] if row and row["finish_reason"] == "stop" else None for row in rows]
 
 
+def estimate(recipe: Recipe, prompts: Path | None) -> list[dict[str, Any]]:
+    """What the teachers would take that write prompts, if all they wrote were usable and nothing were stored: lines as
+    of collect.estimate, none where the table `prompts` is there. An answer is taken to be as long as it may be."""
+    from pipeline.stages import collect
+
+    if prompts or not recipe.writers or not recipe.writers.teachers:
+        return []
+    files, limit = sources(recipe), recipe.writers.sampling.max_tokens
+    wanted = shares(collect.prompts_expected(recipe), dict(recipe.generate.methods.items()))
+    totals: dict[str, Counter[str]] = {}
+    for method in (method for method in wanted if method in WRITTEN):
+        if method == "magpie":
+            form = len(collect.system_message(recipe) or "")
+        else:
+            texts = files[method].glob("*.jinja") if files[method].is_dir() else [files[method]]
+            form = max((len(path.read_text(encoding="utf-8")) for path in texts), default=0)
+        answer = limit * collect.CHARACTERS_A_TOKEN
+        asked, shown = written.requests(method, wanted[method], recipe.generate, answer)
+        read = (asked * form + shown) // collect.CHARACTERS_A_TOKEN
+        label = "generate, magpie" if method == "magpie" else "generate"
+        totals.setdefault(label, Counter()).update(requests=asked, read=read, written=asked * limit)
+    lines = []
+    for label, total in totals.items():
+        teachers = [continuing(recipe)] if label.endswith("magpie") else recipe.writers.teachers
+        weight = sum(teacher.weight for teacher in teachers)
+        for teacher in teachers:
+            part = [round(total[what] * teacher.weight / weight) for what in ("requests", "read", "written")]
+            lines.append(collect.estimated(teacher, f"{collect.teacher_name(teacher)} ({label})", *part))
+    return lines
+
+
 # --- file ------------------------------------------------------------------------------------------------------------
 
 

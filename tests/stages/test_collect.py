@@ -266,10 +266,21 @@ def test_a_key_that_is_missing_or_has_white_space_is_named_by_its_variable(folde
     assert "canary" not in str(caught.value)
 
 
-def test_a_hosted_provider_wants_its_terms_accepted(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("urls", "whose"),
+    [
+        (None, "OpenAI's terms"),
+        ("https://api.openai.com/v1", "OpenAI's terms"),
+        (["http://127.0.0.1:9/v1", "https://me.openai.azure.com/v1"], "OpenAI's terms"),
+        ("https://api.anthropic.com/v1", "Anthropic's terms"),  # which has OpenAI's interface too
+    ],
+)
+def test_a_hosted_provider_wants_its_terms_accepted(folder, monkeypatch, urls, whose):
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: PTH123, SIM115
-    with pytest.raises(UserError, match=r"accept_terms: true"):
-        run(recipe(None), write_prompts(folder / "prompts.parquet", 1))
+    with pytest.raises(UserError, match=rf"{whose}.*accept_terms: true"):
+        run(recipe(urls), write_prompts(folder / "prompts.parquet", 1))
+    accepted = collect.accept_terms(recipe(urls, accept_terms=True))
+    assert list(accepted) == [whose.split("'")[0].lower()]
 
 
 def test_strange_texts_and_a_10_mb_answer(folder):
