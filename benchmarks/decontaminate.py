@@ -118,9 +118,9 @@ def main() -> None:
     clock = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     index = overlap.index([overlap.Item(str(n), item) for n, item in enumerate(items)], 0.75)
     indexing = resource.getrusage(resource.RUSAGE_SELF).ru_utime - clock
-    near.shingle_sets(pa.array(["compile first"]), overlap._tables().plain, 4, compiled=True)
-    long = [n for n, item in enumerate(items) if len(item.split()) >= overlap.EXACT_BELOW]
-    print(f"{len(items)} items, {len(items) - len(long)} of them shorter than {overlap.EXACT_BELOW} words\n")
+    near.shingle_sets(pa.array(["compile first"]), overlap._tables().exact, 4, compiled=True)
+    long = [n for n, item in enumerate(items) if len(item.split()) >= overlap.SHORT_BELOW]
+    print(f"{len(items)} items, {len(items) - len(long)} of them shorter than {overlap.SHORT_BELOW} words\n")
     tests = {"8-gram": ngrams(8, items), "13-gram": ngrams(13, items)}
     print(f"{'recall':30}{'all':>8}{'long':>8}" + "".join(f"{name:>10}" for name in tests) + "   (all)")
     for name, texts in planted.items():
