@@ -38,7 +38,7 @@ from pipeline import near
 SHORT_BELOW = 8
 CLAUSE_FROM = 4
 RUN = 4
-PAIRS_BELOW = 13
+PAIRS_BELOW = 16
 """A longer item with a tenth of its words replaced still has RUN of them in a row."""
 STOCK_ITEMS = 3
 """What more items than this share is a stock phrase."""
@@ -46,10 +46,10 @@ PART_SHARE = 0.75
 """What is asked of parts of an item, as a share of `overlap`."""
 FUNCTION_WORDS = """
 a an the this that these those there it its is are was were am be been being do does did has have had
-can could will would shall should of in on at as
+can could will would shall should of in on at as s re ve
 """.split()  # noqa: SIM905
 """English words of which one can be exchanged for another without making another question. Of another language all
-words are content. No word that tells who to whom, when, or whether at all: I, from, to, by, before, not, who, how."""
+words are content. "What's" is two words. No word that tells who to whom, when, or whether at all: I, from, to, by, before, not, who, how."""
 
 
 class Item(NamedTuple):
