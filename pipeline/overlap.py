@@ -48,8 +48,8 @@ FUNCTION_WORDS = """
 a an the this that these those there it its is are was were am be been being do does did has have had
 can could will would shall should of in on at as s re ve
 """.split()  # noqa: SIM905
-"""English words of which one can be exchanged for another without making another question. Of another language all
-words are content. "What's" is two words. No word that tells who to whom, when, or whether at all: I, from, to, by, before, not, who, how."""
+"""English words of which one can be exchanged for another without making another question ("what's" is two words). Of
+another language all words are content. None tells who to whom, when, or whether at all: I, from, by, not, how."""
 
 
 class Item(NamedTuple):
@@ -170,7 +170,11 @@ def index(items: Sequence[Item], overlap: float) -> Index:
     runs = {n: [run for run in of_item if run[0] not in stock] or of_item for n, of_item in runs.items()}
 
     at, last, hashes = _pairs(words)
+    # Two characters of a script without spaces are no more than a syllable or two of another, and found everywhere.
+    characters = {c for item in items for c in item.text if near.word_table()[ord(c)] & near.ALONE}
+    unspaced = near.word_hashes(pa.array(sorted(characters), pa.string()), _tables().merged)[0]
     chosen = (long & (sizes < PAIRS_BELOW))[_rows(words, at)]
+    chosen &= ~np.isin(words.merged[at], unspaced) & ~np.isin(words.merged[last], unspaced)
     pairs = _by_item(words, at[chosen], last[chosen], hashes[chosen])
     stock = _stock(pairs)
     pairs = {n: [pair for pair in of_item if pair[0] not in stock] for n, of_item in pairs.items()}
