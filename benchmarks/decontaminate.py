@@ -1,6 +1,6 @@
 """Recall, false alarms and speed of decontamination, beside a plain 8-gram and a plain 13-gram test.
 
-    python benchmarks/decontaminate.py [--items 500] [--rows 50000]
+    python benchmarks/decontaminate.py [--items 500] [--rows 50000] [--seed 11]
 
 makes an evaluation set (questions of 4 to 60 words), rows that repeat its items (word for word, embedded in a longer
 text, with other numbers, with 10 % and 20 % of the words replaced) and `--rows` unrelated rows. Words are drawn with
@@ -117,10 +117,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--show", type=int, default=0, help="print so many false alarms")
     arguments = parser.parse_args()
-    words = Words(random.Random(11))
+    words = Words(random.Random(arguments.seed))
     items = [words.question(words.draw.choice([4, 6, 8, 10, 12, 15, 20, 30, 40, 60])) for _ in range(arguments.items)]
     planted = {
         "word for word": items,
