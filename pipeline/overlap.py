@@ -140,9 +140,8 @@ class _Marks(NamedTuple):
 
 @functools.cache
 def _marks() -> _Marks:
-    edge, part, *function = near.word_hashes(pa.array([EDGE + near.PART + " ".join(FUNCTION_WORDS)]), _tables().exact)[
-        0
-    ].tolist()
+    said = pa.array([EDGE + near.PART + " ".join(FUNCTION_WORDS)])
+    edge, part, *function = near.word_hashes(said, _tables().exact)[0].tolist()
     return _Marks(edge, part, np.array(sorted(function), np.uint64))
 
 
