@@ -132,7 +132,7 @@ def sketch(texts: pa.Array, cut: Scheme, compiled: bool = False) -> Sketch:
         key = np.zeros(len(texts), np.uint64)
         for row in range(band * cut.rows, (band + 1) * cut.rows):
             key = key * BANDING + minima[row]
-        keys[band] = _mix(key) >> np.uint64(32)
+        keys[band] = mix(key) >> np.uint64(32)
     return Sketch(words.fingerprints, np.diff(words.starts), keys)
 
 
@@ -154,16 +154,22 @@ def shingle_sets(
     return Sets(values[first], _starts(np.bincount(owner[first], minlength=len(texts))))
 
 
-def word_hashes(texts: pa.Array, table: NDArray[np.uint32]) -> tuple[Bits, Rows]:
+def word_hashes(texts: pa.Array, table: NDArray[np.uint32], compiled: bool = False) -> tuple[Bits, Rows]:
     """A 64-bit hash of every word of every text: (hashes, starts)."""
+    if compiled:
+        from pipeline import near_compiled
+
+        return near_compiled.word_hashes(texts, table)
     words = _words(texts, table)
     return words.hashes, words.starts
 
 
-def runs(texts: pa.Array, table: NDArray[np.uint32], size: int) -> tuple[Bits, Rows]:
-    """The hash of every run of `size` words of every text, in order: (hashes, starts). A text with fewer words has one
-    run, all of it."""
-    return _shingles(_words(texts, table), size)
+def runs(words: Bits, size: int) -> Bits:
+    """The hash of every run of `size` words in a row."""
+    hashes = np.zeros(max(0, len(words) - size + 1), np.uint64)
+    for offset in range(size):
+        hashes = hashes * SHINGLING + words[offset : offset + len(hashes)]
+    return mix(hashes)
 
 
 def buckets(keys: Iterable[NDArray[np.uint32]], alive: Rows) -> tuple[Rows, Rows]:
@@ -390,7 +396,7 @@ def _starts(sizes: Any) -> Rows:
     return starts
 
 
-def _mix(x: Bits) -> Bits:
+def mix(x: Bits) -> Bits:
     """The finaliser of splitmix64: every bit of the result depends on every bit of x."""
     x = (x ^ (x >> np.uint64(30))) * MIX[0]
     x = (x ^ (x >> np.uint64(27))) * MIX[1]
@@ -427,12 +433,12 @@ def _words(texts: pa.Array, table: NDArray[np.uint32]) -> _Words:
     counts = np.bincount(text_of[begins], minlength=len(decoded))
     starts = _starts(counts)
     wide = codes.astype(np.uint64)
-    hashes = [_mix(_polynomials(wide, bounds, factor)) for factor in CHARACTER]
+    hashes = [mix(_polynomials(wide, bounds, factor)) for factor in CHARACTER]
     if len(first):
         numbers = np.logical_and.reduceat((codes & DIGIT) != 0, first)
         for part in hashes:
             part[numbers] = NUMBER
-    prints = [_mix(_polynomials(h, starts, factor)) for h, factor in zip(hashes, WORD, strict=True)]
+    prints = [mix(_polynomials(h, starts, factor)) for h, factor in zip(hashes, WORD, strict=True)]
     return _Words(hashes[0], starts, np.stack(prints, axis=1))
 
 
@@ -441,14 +447,11 @@ def _shingles(words: _Words, size: int) -> tuple[Bits, Rows]:
     hashes, counts = words.hashes, np.diff(words.starts)
     short = counts < size
     # The shingle that begins at each word; those that reach over a text's end are left out below.
-    windows = np.zeros(max(0, len(hashes) - size + 1), np.uint64)
-    for offset in range(size):
-        windows = windows * SHINGLING + hashes[offset : offset + len(windows)]
-    windows = _mix(windows)
+    windows = runs(hashes, size)
     sizes = np.where(short, 1, counts - size + 1)
     starts = _starts(sizes)
     values = np.empty(starts[-1], np.uint64)
-    values[starts[:-1][short]] = _mix(words.fingerprints[short, 0] ^ words.fingerprints[short, 1])
+    values[starts[:-1][short]] = mix(words.fingerprints[short, 0] ^ words.fingerprints[short, 1])
     owner = np.repeat(np.arange(len(sizes)), sizes)
     place = np.arange(len(values)) - starts[owner] + words.starts[owner]
     full = ~short[owner]

@@ -76,13 +76,25 @@ def sketch(texts: pa.Array, cut: Scheme) -> Sketch:
 
 def shingle_sets(texts: pa.Array, table: NDArray[np.uint32], size: int) -> Sets:
     """near.shingle_sets."""
+    return Sets(*_collect(_sets, texts, table, size))
+
+
+def word_hashes(texts: pa.Array, table: NDArray[np.uint32]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """near.word_hashes."""
+    return _collect(_hashes, texts, table)
+
+
+def _collect(
+    read: Callable[..., Any], texts: pa.Array, *arguments: Any
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """What `read` finds in slices of the texts, one after the other: (values, starts)."""
     data, offsets = _buffers(texts)
     count = len(texts)
     longest = _longest(offsets)
     parts: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
 
     def work(begin: int, end: int) -> None:
-        parts[begin] = _sets(data, offsets, begin, end, table, size, longest)
+        parts[begin] = read(data, offsets, begin, end, *arguments, longest)
 
     _spread(work, count)
     values = [parts[begin][0] for begin in sorted(parts)]
@@ -90,7 +102,7 @@ def shingle_sets(texts: pa.Array, table: NDArray[np.uint32], size: int) -> Sets:
     starts = np.zeros(count + 1, np.int64)
     if count:
         np.cumsum(np.concatenate(sizes), out=starts[1:])
-    return Sets(np.concatenate(values) if count else np.empty(0, np.uint64), starts)
+    return np.concatenate(values) if count else np.empty(0, np.uint64), starts
 
 
 def _buffers(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -243,6 +255,31 @@ def _sketch(
 
 
 @jit
+def _room(values: Any, filled: int, more: int) -> Any:
+    """The values, in a longer array if there is no room for `more`."""
+    if filled + more <= len(values):
+        return values
+    grown = np.empty(2 * len(values) + more, np.uint64)
+    grown[:filled] = values[:filled]
+    return grown
+
+
+@jit
+def _hashes(data: Any, offsets: Any, begin: int, end: int, table: Any, longest: int) -> Any:
+    hashes = np.empty(longest + 1, np.uint64)
+    sizes = np.empty(end - begin, np.int64)
+    values = np.empty(max(16, (offsets[end] - offsets[begin]) // 4), np.uint64)
+    filled = 0
+    for text in range(begin, end):
+        count, _, _ = _words(data, offsets[text], offsets[text + 1], table, hashes)
+        values = _room(values, filled, count)
+        values[filled : filled + count] = hashes[:count]
+        filled += count
+        sizes[text - begin] = count
+    return values[:filled].copy(), sizes
+
+
+@jit
 def _sets(data: Any, offsets: Any, begin: int, end: int, table: Any, size: int, longest: int) -> Any:
     hashes = np.empty(longest + 1, np.uint64)
     sizes = np.empty(end - begin, np.int64)
@@ -251,10 +288,7 @@ def _sets(data: Any, offsets: Any, begin: int, end: int, table: Any, size: int, 
     for text in range(begin, end):
         count, first, second = _words(data, offsets[text], offsets[text + 1], table, hashes)
         shingles = _shingle(hashes, count, size, first, second)
-        if filled + shingles > len(values):
-            grown = np.empty(2 * len(values) + shingles, np.uint64)
-            grown[:filled] = values[:filled]
-            values = grown
+        values = _room(values, filled, shingles)
         ordered = np.sort(hashes[:shingles])
         before = filled
         for at in range(shingles):

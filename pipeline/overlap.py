@@ -1,21 +1,25 @@
 """Which texts repeat a held-out question, whole or edited.
 
-Words are runs of letters, digits and marks, lower-cased; punctuation separates them. For long items every number counts
-as the same word, so that a copy with other numbers is still a copy.
+Words are runs of letters, digits and marks, lower-cased; punctuation separates them and ends clauses. FUNCTION_WORDS
+say little by themselves; all other words, question words and negations among them, are content.
 
-An item of at least EXACT_BELOW words is repeated by a text that has, in one place and in order, the share `overlap` of
-its words (the longest common subsequence with a window of the text about as long as the item). Places are found by
-runs of ANCHOR words that both have. Where an item has parts, PART_SHARE of `overlap` is asked of each by itself: of the
-subject, if it is known, and of the words around it, for what a question is about is not yet the question ("For the
-World Is Hollow and I Have Touched the Sky" is in any question about that episode); otherwise of what is left of it
-without stock phrases, runs of words that more than STOCK_ITEMS items share ("Which of the following is the best").
-Stock phrases and runs that are mostly numbers do not make a place to look at.
+An item of at least SHORT_BELOW words is repeated by a text that has, in one place and in order, the share `overlap` of
+its words (the longest common subsequence with a window of the text about as long as the item). Every number counts as
+the same word, so that a copy with other numbers is still a copy. Besides, PART_SHARE of `overlap` is asked of parts of
+the item by themselves: of the subject, if it is known, and of the words around it, for what a question is about is not
+yet the question ("For the World Is Hollow and I Have Touched the Sky" is in any question about that episode);
+otherwise of its content without stock phrases, runs of words that more than STOCK_ITEMS items share ("Which of the
+following is the best"). Places to look at are where text and item have the same RUN words in a row, or, for an item of
+fewer than PAIRS_BELOW words, the same two content words next to each other but for function words and numbers; stock
+phrases and runs that are mostly numbers make no place.
 
-A shorter item, or one that is mostly numbers, is repeated by a text that has it word for word, numbers included, as a
-whole clause; one of fewer than CLAUSE_FROM words only by a whole message.
+A shorter item is repeated by a text that has it as a whole clause, numbers included, word for word or with one function
+word replaced, left out or put in; with another content word it would be another question ("Who painted the bridge?").
+One of fewer than CLAUSE_FROM words is repeated only by a whole message, word for word, and so is one with a single
+content word by a clause. An item that is mostly numbers is repeated word for word as a whole clause.
 
 Word n-gram overlap is the usual test (Brown et al., 2020, appendix C, use 8 to 13 words); an 8-gram misses a copy of a
-short question in which one word was changed, hence the short anchors and the second look.
+short question in which one word was changed, hence the short runs and the second look.
 """
 
 import functools
@@ -31,15 +35,21 @@ from numpy.typing import NDArray
 
 from pipeline import near
 
-EXACT_BELOW = 8
+SHORT_BELOW = 8
 CLAUSE_FROM = 4
-ANCHOR = 4
+RUN = 4
+PAIRS_BELOW = 16
+"""A longer item with a tenth of its words replaced still has RUN of them in a row."""
 STOCK_ITEMS = 3
-"""An anchor that more items than this share is a stock phrase."""
-
-
+"""What more items than this share is a stock phrase."""
 PART_SHARE = 0.75
-"""What is asked of each part of an item, as a share of `overlap`."""
+"""What is asked of parts of an item, as a share of `overlap`."""
+FUNCTION_WORDS = """
+a an the this that these those there it its is are was were am be been being do does did has have had
+can could will would shall should of in on at as s re ve
+""".split()  # noqa: SIM905
+"""English words of which one can be exchanged for another without making another question ("what's" is two words). Of
+another language all words are content. None tells who to whom, when, or whether at all: I, from, by, not, how."""
 
 
 class Item(NamedTuple):
@@ -58,27 +68,47 @@ class Hit(NamedTuple):
     exact: bool  # one of the text's parts is the item, word for word
 
 
-class _Long(NamedTuple):
-    words: list[int]
-    parts: list[tuple[dict[int, int], int, float]]  # (word -> bits of its places, words, how many must be found)
+class _Words(NamedTuple):
+    """The words of texts, one text after the other; near.PART is a word."""
+
+    starts: near.Rows  # text i has the words starts[i] .. starts[i + 1] - 1
+    exact: near.Bits  # hash of each word
+    merged: near.Bits  # the same, all numbers alike
+    function: NDArray[np.bool_]
+    clauses: NDArray[np.bool_]  # whether a clause may begin before this word and end behind the one before; words + 1
+    parts: NDArray[np.bool_]  # the same for the parts of the text
+
+
+class _Places(NamedTuple):
+    """Which items have a run, pair or clause."""
+
+    hashes: near.Bits  # sorted
+    items: list[list[tuple[int, int]]]  # for each hash (item, where in the item)
+
+
+class _Part(NamedTuple):
+    """Words of an item of which a copy must have some in order."""
+
+    bits: dict[int, int]  # word -> bits of its places
+    size: int
+    needed: float
 
 
 class Index(NamedTuple):
     """Items, prepared for `find`."""
 
-    words: list[list[int]]  # of each item, numbers as they are
-    long: dict[int, _Long]  # item number -> its words
-    anchors: near.Bits  # sorted hashes of runs of ANCHOR words
-    anchor_items: list[list[int]]  # the items that have each of them
-    short: dict[int, dict[int, list[int]]]  # words -> hash of so many words -> items that begin with them
+    exact: list[list[int]]  # words of each item
+    long: dict[int, list[_Part]]  # of each long item, what is asked of a copy; first of all its words
+    runs: _Places
+    pairs: _Places
+    clauses: _Places
 
 
 class _Tables(NamedTuple):
-    """Tables of near.py: which characters make words."""
+    """Tables of near.py: letters, digits and marks make words; other signs and line breaks are EDGE, a word."""
 
-    plain: NDArray[np.uint32]  # letters, digits and marks
-    merged: NDArray[np.uint32]  # the same, all numbers alike
-    clauses: NDArray[np.uint32]  # the same as plain, with punctuation and line breaks as words, all of them EDGE
+    exact: NDArray[np.uint32]
+    merged: NDArray[np.uint32]  # all numbers alike
 
 
 EDGE = "\n"
@@ -86,131 +116,234 @@ EDGE = "\n"
 
 @functools.cache
 def _tables() -> _Tables:
-    words = near.word_table()
-    plain, merged, clauses = words.copy(), words.copy(), words.copy()
+    exact = near.word_table().copy()
+    merged = exact.copy()
+    edge = near.ALONE | np.uint32(ord(EDGE))
     for character in range(0x20000):
         if unicodedata.category(chr(character))[0] not in "LNM":
-            plain[character] = merged[character] = 0
-            spaced = words[character] == 0 and chr(character) != EDGE
-            clauses[character] = 0 if spaced or chr(character) in "'\u2019-_" else near.ALONE | np.uint32(ord(EDGE))
+            space = (exact[character] == 0 and chr(character) != EDGE) or chr(character) in "'\u2019-_"
+            exact[character] = merged[character] = 0 if space else edge
         elif chr(character).isdecimal():
             merged[character] |= near.DIGIT
-    for table in (plain, merged, clauses):
+    for table in (exact, merged):
         table[ord(near.PART)] = near.ALONE | np.uint32(ord(near.PART))
-    return _Tables(plain, merged, clauses)
+    return _Tables(exact, merged)
+
+
+class _Marks(NamedTuple):
+    """Hashes of words."""
+
+    edge: int
+    part: int
+    function: near.Bits  # sorted
+
+
+@functools.cache
+def _marks() -> _Marks:
+    said = pa.array([EDGE + near.PART + " ".join(FUNCTION_WORDS)])
+    edge, part, *function = near.word_hashes(said, _tables().exact)[0].tolist()
+    return _Marks(edge, part, np.array(sorted(function), np.uint64))
 
 
 def index(items: Sequence[Item], overlap: float) -> Index:
     """Prepare items; `overlap`: the share of an item's words that make a copy."""
-    plain, merged, _ = _tables()
-    texts = pa.array([item.text for item in items], pa.string())
-    words = _split(near.word_hashes(texts, merged))
-    subjects = _split(near.word_hashes(pa.array([item.subject for item in items], pa.string()), merged))
-    hashes = _split(near.runs(texts, merged, ANCHOR))
-    exact = _split(near.word_hashes(texts, plain))
-    number = int(near.word_hashes(pa.array(["0"]), merged)[0][0])
-    runs: dict[int, list[int]] = {}  # item -> its anchors in order, 0 for one that is mostly numbers
-    short: dict[int, dict[int, list[int]]] = {}
-    for n, item in enumerate(words):
-        if len(item) >= EXACT_BELOW and 2 * item.count(number) <= len(item):
-            numbers = [item[at : at + ANCHOR].count(number) for at in range(len(hashes[n]))]
-            runs[n] = [0 if 2 * many > ANCHOR else h for h, many in zip(hashes[n], numbers, strict=True)]
-        elif size := min(len(exact[n]), EXACT_BELOW - 1):
-            first = int(near.runs(texts[n : n + 1], plain, size)[0][0])
-            short.setdefault(size, {}).setdefault(first, []).append(n)
-    shared = Counter(anchor for found in runs.values() for anchor in set(found))
-    long: dict[int, _Long] = {}
-    by_anchor: dict[int, list[int]] = {}
-    for n, found in runs.items():
-        stock = [shared[anchor] > STOCK_ITEMS for anchor in found]
-        long[n] = _Long(words[n], _parts(words[n], subjects[n], stock, overlap))
-        usable = [anchor for anchor, common in zip(found, stock, strict=True) if not common] or found
-        for anchor in set(usable) - {0}:
-            by_anchor.setdefault(anchor, []).append(n)
-    ordered = sorted(by_anchor)
-    anchors = np.array(ordered, np.uint64)
-    return Index(exact, long, anchors, [by_anchor[anchor] for anchor in ordered], short)
+    words = _read(pa.array([item.text for item in items], pa.string()))
+    subjects = _read(pa.array([item.subject for item in items], pa.string()))
+    begins, sizes = words.starts[:-1], np.diff(words.starts)
+    numbers = np.append(0, np.cumsum(words.merged == near.NUMBER))  # how many before each word
+    long = (sizes >= SHORT_BELOW) & (2 * (numbers[words.starts[1:]] - numbers[begins]) <= sizes)
+
+    at, last, hashes = _runs(words)
+    chosen = long[_rows(words, at)] & (2 * (numbers[last + 1] - numbers[at]) <= RUN)
+    runs = _by_item(words, at[chosen], last[chosen], hashes[chosen])
+    stock = _stock(runs)
+    parts = {}
+    for n in np.flatnonzero(long).tolist():
+        within = slice(words.starts[n], words.starts[n + 1])
+        subject = subjects.merged[subjects.starts[n] : subjects.starts[n + 1]].tolist()
+        plain = words.function[within].copy()  # what is not asked for by itself
+        for value, where in runs.get(n, ()):
+            if value in stock:
+                plain[where : where + RUN] = True
+        parts[n] = _parts(words.merged[within].tolist(), subject, plain.tolist(), overlap)
+    runs = {n: [run for run in of_item if run[0] not in stock] or of_item for n, of_item in runs.items()}
+
+    at, last, hashes = _pairs(words)
+    # Two characters of a script without spaces are no more than a syllable or two of another, and found everywhere.
+    characters = {c for item in items for c in item.text if near.word_table()[ord(c)] & near.ALONE}
+    unspaced = near.word_hashes(pa.array(sorted(characters), pa.string()), _tables().merged)[0]
+    chosen = (long & (sizes < PAIRS_BELOW))[_rows(words, at)]
+    chosen &= ~np.isin(words.merged[at], unspaced) & ~np.isin(words.merged[last], unspaced)
+    pairs = _by_item(words, at[chosen], last[chosen], hashes[chosen])
+    stock = _stock(pairs)
+    pairs = {n: [pair for pair in of_item if pair[0] not in stock] for n, of_item in pairs.items()}
+
+    short = np.flatnonzero(~long & (sizes > 0))
+    clauses = {}
+    for size, at, hashes in _clauses(words, begins[short]):
+        for n, value in zip(_rows(words, at).tolist(), hashes.tolist(), strict=True):
+            if size == min(sizes[n], SHORT_BELOW - 1):
+                clauses[n] = [(value, 0)]
+    return Index(_split(words.exact, words.starts), parts, *map(_places, (runs, pairs, clauses)))
 
 
 def find(index: Index, texts: pa.Array, compiled: bool = False) -> list[Hit]:
     """The texts (parts joined with near.PART) that repeat an item, at most one hit a text: a whole one first, then the
     item with the most words, then the first."""
-    plain, merged, clauses = _tables()
-    candidates: dict[int, set[int]] = {}
-    if len(index.anchors):
-        sets = near.shingle_sets(texts, merged, ANCHOR, compiled)
-        for row, anchor in _lookup(sets, index.anchors):
-            candidates.setdefault(row, set()).update(index.anchor_items[anchor])
-    shorts: dict[int, set[int]] = {}
-    for size, firsts in index.short.items():
-        keys = np.array(sorted(firsts), np.uint64)
-        for row, key in _lookup(near.shingle_sets(texts, plain, size, compiled), keys):
-            shorts.setdefault(row, set()).update(firsts[int(keys[key])])
-    edge, part = near.word_hashes(pa.array([EDGE + near.PART]), clauses)[0].tolist()
+    words = _read(texts, compiled)
+    begins: dict[tuple[int, int], set[int]] = {}  # (text, item) -> where a copy would begin
+    for places, (at, last, hashes) in ((index.runs, _runs(words)), (index.pairs, _pairs(words))):
+        found, keys = _lookup(hashes, places.hashes)
+        rows = _rows(words, at[found])
+        inside = last[found] < words.starts[rows + 1]
+        for row, first, key in zip(*(x[inside].tolist() for x in (rows, at[found], keys)), strict=True):
+            for item, where in places.items[key]:
+                begins.setdefault((row, item), set()).add(first - where)
+    repeated: dict[int, list[int]] = {}
+    for (row, item), tries in begins.items():
+        if _copied(index.long[item], words, row, sorted(tries)):
+            repeated.setdefault(row, []).append(item)
+    if index.clauses.items:
+        for size, at, hashes in _clauses(words, np.flatnonzero(words.clauses[:-1])):
+            found, keys = _lookup(hashes, index.clauses.hashes)
+            rows = _rows(words, at[found])
+            for row, first, key in zip(rows.tolist(), at[found].tolist(), keys.tolist(), strict=True):
+                for item, _ in index.clauses.items[key]:
+                    if _quoted(index.exact[item], words, row, first, size):
+                        repeated.setdefault(row, []).append(item)
     hits = []
-    rows = sorted(candidates.keys() | shorts.keys())
-    chosen = texts.take(pa.array(rows, pa.int64()))
-    words, tokens = _split(near.word_hashes(chosen, merged)), _split(near.word_hashes(chosen, clauses))
-    for place, row in enumerate(rows):
-        found = [n for n in candidates.get(row, ()) if _copied(index.long[n], words[place])]
-        found += [n for n in shorts.get(row, ()) if _quoted(index.words[n], tokens[place], edge, part)]
-        if found:
-            parts = [[token for token in turn if token != edge] for turn in _turns(tokens[place], part)]
-            ranked = [(index.words[n] not in parts, -len(index.words[n]), n) for n in found]
-            edited, _, n = min(ranked)
-            hits.append(Hit(row, n, not edited))
+    for row, found_here in sorted(repeated.items()):
+        whole = _split_at(words.exact[words.starts[row] : words.starts[row + 1]].tolist(), _marks().part)
+        ranked = [(index.exact[item] not in whole, -len(index.exact[item]), item) for item in found_here]
+        edited, _, item = min(ranked)
+        hits.append(Hit(row, item, not edited))
     return hits
 
 
-def _parts(
-    words: list[int], subject: list[int], stock: list[bool], overlap: float
-) -> list[tuple[dict[int, int], int, float]]:
+def _read(texts: pa.Array, compiled: bool = False) -> _Words:
+    tables, marks = _tables(), _marks()
+    exact, starts = near.word_hashes(texts, tables.exact, compiled)
+    merged, _ = near.word_hashes(texts, tables.merged, compiled)
+    words = exact != marks.edge
+    starts = np.append(0, np.cumsum(words))[starts]
+    clauses = np.append(np.append(False, ~words[:-1])[words], True)  # behind an edge
+    exact, merged = exact[words], merged[words]
+    parts = np.ones(len(exact) + 1, bool)
+    parts[:-1] = exact == marks.part
+    parts[1:] |= parts[:-1]
+    parts[starts] = True
+    function = np.zeros(len(exact), bool)
+    function[_lookup(exact, marks.function)[0]] = True
+    return _Words(starts, exact, merged, function, clauses | parts, parts)
+
+
+def _runs(words: _Words) -> tuple[near.Rows, near.Rows, near.Bits]:
+    """(first word, last word, hash) of all runs of RUN words, those from one text into the next too."""
+    hashes = near.runs(words.merged, RUN)
+    at = np.arange(len(hashes))
+    return at, at + RUN - 1, hashes
+
+
+def _pairs(words: _Words) -> tuple[near.Rows, near.Rows, near.Bits]:
+    """(first word, last word, hash) of all pairs of content words that are neighbours but for function words and
+    numbers, those from one text into the next too."""
+    at = np.flatnonzero(~words.function & (words.merged != near.NUMBER))
+    return at[:-1], at[1:], near.runs(words.merged[at], 2)
+
+
+def _clauses(words: _Words, at: near.Rows) -> Iterator[tuple[int, near.Rows, near.Bits]]:
+    """(size, first word, hash of the content) of the runs of up to SHORT_BELOW words, size after size,
+    that begin at `at` and end in the same text."""
+    ends = words.starts[_rows(words, at) + 1]
+    hashes = np.zeros(len(at), np.uint64)
+    for size in range(1, SHORT_BELOW + 1):
+        inside = at + size <= ends
+        at, ends, hashes = at[inside], ends[inside], hashes[inside]
+        last = at + size - 1
+        hashes = np.where(words.function[last], hashes, hashes * near.SHINGLING + words.exact[last])
+        yield size, at, near.mix(hashes)
+
+
+def _by_item(words: _Words, at: near.Rows, last: near.Rows, hashes: near.Bits) -> dict[int, list[tuple[int, int]]]:
+    """Item -> (hash, where in the item) of its runs or pairs."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    rows = _rows(words, at)
+    inside = last < words.starts[rows + 1]
+    where = at - words.starts[rows]
+    for row, value, place in zip(*(x[inside].tolist() for x in (rows, hashes, where)), strict=True):
+        found.setdefault(row, []).append((value, place))
+    return found
+
+
+def _stock(of_items: dict[int, list[tuple[int, int]]]) -> set[int]:
+    """The hashes that more than STOCK_ITEMS items have."""
+    shared = Counter(itertools.chain.from_iterable({value for value, _ in found} for found in of_items.values()))
+    return {value for value, many in shared.items() if many > STOCK_ITEMS}
+
+
+def _places(of_items: dict[int, list[tuple[int, int]]]) -> _Places:
+    places: dict[int, list[tuple[int, int]]] = {}
+    for item, found in of_items.items():
+        for value, where in found:
+            places.setdefault(value, []).append((item, where))
+    ordered = sorted(places)
+    return _Places(np.array(ordered, np.uint64), [places[value] for value in ordered])
+
+
+def _parts(words: list[int], subject: list[int], plain: list[bool], overlap: float) -> list[_Part]:
     """All words with the share asked of them, then the parts with theirs, if the item has them."""
-    inside = [False] * len(words)
     if subject:
+        within = [False] * len(words)
         for at in range(len(words) - len(subject) + 1):
             if words[at : at + len(subject)] == subject:
-                inside[at : at + len(subject)] = [True] * len(subject)
+                within[at : at + len(subject)] = [True] * len(subject)
+        chosen = [
+            list(itertools.compress(words, within)),
+            [w for w, inside in zip(words, within, strict=True) if not inside],
+        ]
     else:
-        for at, common in enumerate(stock):
-            if common:
-                inside[at : at + ANCHOR] = [True] * ANCHOR
-    parts = [(words, overlap)]
-    # Of a known subject and of the words around it; of stock phrases nothing is asked.
-    for kind in (True, False) if subject else (False,):
-        chosen = [word for word, within in zip(words, inside, strict=True) if within is kind]
-        if 0 < len(chosen) < len(words):
-            parts.append((chosen, PART_SHARE * overlap))
-    result = []
-    for chosen, share in parts:
-        bits: dict[int, int] = {}
-        for at, word in enumerate(chosen):
-            bits[word] = bits.get(word, 0) | 1 << at
-        result.append((bits, len(chosen), share * len(chosen)))
-    return result
+        chosen = [[word for word, said in zip(words, plain, strict=True) if not said]]
+    asked = [(words, overlap), *((part, PART_SHARE * overlap) for part in chosen if 0 < len(part) < len(words))]
+    return [_Part(_bits(part), len(part), share * len(part)) for part, share in asked]
 
 
-def _copied(item: _Long, words: list[int]) -> bool:
-    """Whether some window of the text has enough of the item's words in order."""
-    size = len(item.words)
+def _copied(parts: list[_Part], words: _Words, row: int, begins: list[int]) -> bool:
+    """Whether the text has enough of an item's words in order in a window where a copy would begin."""
+    size = parts[0].size
     slack = 2 + size // 4
-    places: dict[int, list[int]] = {}
-    for at, word in enumerate(item.words):
-        places.setdefault(word, []).append(at)
-    tried: set[int] = set()
-    # A run of ANCHOR words that both have says where the copy would begin.
-    for at in range(len(words) - ANCHOR + 1):
-        for place in places.get(words[at], ()):
-            if words[at : at + ANCHOR] != item.words[place : place + ANCHOR]:
-                continue
-            begin = at - place
-            if any(abs(begin - other) <= slack // 2 for other in tried):
-                continue
-            tried.add(begin)
-            window = words[max(0, begin - slack) : begin + size + slack]
-            if all(_common(window, bits, count) >= needed for bits, count, needed in item.parts):
-                return True
+    first, end = words.starts[row : row + 2].tolist()
+    tried = -size
+    for begin in begins:
+        if begin - tried <= slack // 2:
+            continue
+        tried = begin
+        window = words.merged[max(first, begin - slack) : min(end, begin + size + slack)].tolist()
+        if all(_common(window, part.bits, part.size) >= part.needed for part in parts):
+            return True
     return False
+
+
+def _quoted(item: list[int], words: _Words, row: int, at: int, size: int) -> bool:
+    """Whether a text has a short item, or one that is mostly numbers, where its content, or the beginning, is."""
+    end = at + (size if len(item) < SHORT_BELOW else len(item))
+    edges = words.clauses if len(item) >= CLAUSE_FROM else words.parts
+    if end > words.starts[row + 1] or not (edges[at] and edges[end]):
+        return False
+    found = words.exact[at:end].tolist()
+    if found == item:
+        return True
+    if not CLAUSE_FROM <= len(item) < SHORT_BELOW or (~words.function[at:end]).sum() < 2:
+        return False
+    # The content is the same; of the function words one may be another.
+    return _common(found, _bits(item), len(item)) >= max(len(item), len(found)) - 1
+
+
+def _bits(words: list[int]) -> dict[int, int]:
+    """Word -> bits of its places."""
+    bits: dict[int, int] = {}
+    for at, word in enumerate(words):
+        bits[word] = bits.get(word, 0) | 1 << at
+    return bits
 
 
 def _common(window: Iterable[int], bits: dict[int, int], count: int) -> int:
@@ -224,44 +357,26 @@ def _common(window: Iterable[int], bits: dict[int, int], count: int) -> int:
     return count - state.bit_count()
 
 
-def _quoted(item: list[int], tokens: list[int], edge: int, part: int) -> bool:
-    """Whether a part of the text has the item word for word as a whole clause, or, if it is very short, is the item."""
-    for turn in _turns(tokens, part):
-        words = [token for token in turn if token != edge]
-        if words == item:
-            return True
-        if len(item) < CLAUSE_FROM:
-            continue
-        # open_before[k]: an edge, or nothing, is before the k-th word
-        open_before, after_edge = [], True
-        for token in turn:
-            if token != edge:
-                open_before.append(after_edge)
-            after_edge = token == edge
-        open_before.append(True)
-        for at in range(len(words) - len(item) + 1):
-            if open_before[at] and open_before[at + len(item)] and words[at : at + len(item)] == item:
-                return True
-    return False
+def _rows(words: _Words, at: near.Rows) -> near.Rows:
+    """The texts that words are in."""
+    return np.searchsorted(words.starts, at, side="right") - 1
 
 
-def _turns(tokens: list[int], part: int) -> Iterator[list[int]]:
-    """The text's parts: its messages and its answer."""
-    begin = 0
-    for at, token in enumerate([*tokens, part]):
-        if token == part:
-            yield tokens[begin:at]
-            begin = at + 1
+def _split(values: near.Bits, starts: near.Rows) -> list[list[int]]:
+    every, bounds = values.tolist(), starts.tolist()
+    return [every[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
-def _split(csr: tuple[near.Bits, near.Rows]) -> list[list[int]]:
-    values, starts = csr[0].tolist(), csr[1].tolist()
-    return [values[begin:end] for begin, end in itertools.pairwise(starts)]
+def _split_at(values: list[int], mark: int) -> list[list[int]]:
+    return [list(run) for marked, run in itertools.groupby(values, mark.__eq__) if not marked]
 
 
-def _lookup(sets: near.Sets, keys: near.Bits) -> list[tuple[int, int]]:
-    """(row, place in keys) of every value of the sets that is a key."""
-    place = np.minimum(np.searchsorted(keys, sets.values), len(keys) - 1)
-    found = np.flatnonzero(keys[place] == sets.values)
-    rows = np.searchsorted(sets.starts, found, side="right") - 1
-    return list(zip(rows.tolist(), place[found].tolist(), strict=True))
+def _lookup(values: near.Bits, keys: near.Bits) -> tuple[near.Rows, near.Rows]:
+    """(place in values, place in keys) of every value that is one of the keys, which are sorted."""
+    # Nearly all values are none; a table of a bit for 44 of theirs says so of most, faster than a search.
+    few = np.zeros(1 << 20, bool)
+    few[keys >> np.uint64(44)] = True
+    found = np.flatnonzero(few[values >> np.uint64(44)])
+    place = np.searchsorted(keys, values[found])
+    same = keys[np.minimum(place, len(keys) - 1)] == values[found] if len(keys) else np.zeros(0, bool)
+    return found[same], place[same]

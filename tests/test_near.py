@@ -64,6 +64,7 @@ def compile_first() -> None:
     """Before hypothesis looks at the clock."""
     for table in (near.word_table(), *overlap._tables()):
         near_compiled.shingle_sets(pa.array(["a"]), table, 3)
+        near_compiled.word_hashes(pa.array(["a"]), table)
     near_compiled.sketch(pa.array(["a"]), near.Scheme(2, 3))
 
 
@@ -77,6 +78,10 @@ def test_compiled_code_gives_the_same(values: list[bytes], size: int) -> None:
     for table in (near.word_table(), *overlap._tables()):
         for plain, compiled in zip(
             near.shingle_sets(array, table, size), near_compiled.shingle_sets(array, table, size), strict=True
+        ):
+            assert np.array_equal(plain, compiled)
+        for plain, compiled in zip(
+            near.word_hashes(array, table), near_compiled.word_hashes(array, table), strict=True
         ):
             assert np.array_equal(plain, compiled)
 

@@ -1,11 +1,17 @@
 import random
 import re
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline import near, overlap
+from pipeline import near, overlap, paths
 from pipeline.overlap import Hit, Item
+from pipeline.recipe import load_recipe
+from pipeline.stages import assemble, generate
 
 LONG = "In the episode with the talking hat, which officer drops the lamp into the river before noon?"
 SHORT = "Who painted the shuttle?"
@@ -85,6 +91,54 @@ def test_a_short_question_within_a_clause_is_another_one(text: str) -> None:
     assert find([SHORT], text) == []
 
 
+@pytest.mark.parametrize(
+    "item, text",
+    [
+        (SHORT, "Who painted a shuttle?"),
+        (SHORT, "Who painted shuttle?"),
+        (SHORT, "Computer, who had painted the shuttle?"),
+        ("What is the capital of France?", "What was the capital of France?"),
+        ("What is the capital of France?", "Please: what's the capital of France? Be brief."),
+        ("Did Kirk see 3 moons?", "Does Kirk see 3 moons"),
+    ],
+)
+def test_a_short_question_with_one_function_word_exchanged(item: str, text: str) -> None:
+    assert find([item], text) == [Hit(0, 0, False)]
+
+
+@pytest.mark.parametrize(
+    "item, text",
+    [
+        (SHORT, "Who painted the bridge?"),
+        (SHORT, "Who boarded the shuttle?"),
+        (SHORT, "When painted the shuttle?"),
+        (SHORT, "Was a shuttle painted?"),
+        (SHORT, "Who has painted a shuttle?"),  # two words exchanged
+        ("Who played Kirk?", "Who played Spock?"),
+        ("What is 2 + 3?", "What is 2 + 4?"),
+        ("What is the capital of France?", "What is the capital of Spain?"),
+        ("What is the capital of France?", "What is the currency of France?"),
+        ("What is the capital of France?", "When was the capital of France founded?"),
+        ("How long is the bridge?", "How long is London bridge?"),
+        ("Who sold it to Mudd?", "Who sold it for Mudd?"),
+        ("Is the captain on board?", "Is the captain not on board?"),
+        ("What is it for?", "What is it?"),
+    ],
+)
+def test_another_word_of_the_content_makes_another_question(item: str, text: str) -> None:
+    assert find([item], text) == []
+    frame = [item, *(item.replace("France", land) for land in ("Italy", "Peru", "Chad", "Oman", "Fiji"))]
+    assert find(frame, text) == [], "what many items share does not become a word that can be exchanged"
+
+
+def test_a_question_of_little_more_than_a_stock_phrase() -> None:
+    start = "At what time of the day does the"
+    items = [f"{start} {words}?" for words in ("old warp core", "night shift", "red alert", "last shuttle", "crew")]
+    assert find(items, f"{start} new warp core?", f"{start} old core?", f"{start} warp?", f"{start} shift?") == [
+        Hit(0, 0, False), Hit(1, 0, False),
+    ]  # fmt: skip
+
+
 def test_a_very_short_question_only_as_a_whole_message() -> None:
     assert find(["Who is Q?"], f"who is q{near.PART}Nobody", "Hello! Who is Q? Tell me.") == [Hit(0, 0, True)]
     assert find(["What is 2 + 3?"], "What is 2 + 4?", "What is 2 + 3?") == [Hit(1, 0, True)]
@@ -127,3 +181,47 @@ def test_recall_and_false_alarms() -> None:
     unrelated = [" ".join(draw.choices(words, k=80)) for _ in range(2000)]
     assert overlap.find(found, pa.array(unrelated)) == []
     assert all(re.fullmatch(r"word\d+( word\d+)*", item) for item in items)
+
+
+WORDS = st.sampled_from(["what", "is", "the", "7", "lamp", "on", "ship", "red", "not", "45", "a", "船", "é"])
+QUESTION = st.lists(WORDS, min_size=1, max_size=12).map(" ".join)
+PROSE = st.lists(st.one_of(WORDS, st.sampled_from([".", ",", "\n", "'", near.PART])), max_size=20).map(" ".join)
+
+
+@settings(deadline=None)
+@given(st.lists(QUESTION, min_size=1, max_size=4), st.data(), PROSE, PROSE)
+def test_an_item_word_for_word_as_a_clause_is_found(
+    items: list[str], data: st.DataObject, before: str, after: str
+) -> None:
+    item = data.draw(st.sampled_from(items))
+    clause = f"{before}. {item}! {after}" if len(item.split()) >= overlap.CLAUSE_FROM else item
+    message = f"{before}{near.PART}{item}?{near.PART}{after}"
+    hits = find(items, clause, message)
+    assert [hit.row for hit in hits] == [0, 1]
+    assert hits[1].exact
+
+
+@settings(deadline=None)
+@given(st.lists(QUESTION, max_size=4), st.lists(PROSE, max_size=6), st.randoms(use_true_random=False))
+def test_a_hit_depends_on_its_text_only_and_not_on_who_looks(items: list[str], texts: list[str], draw) -> None:
+    index = overlap.index([Item(str(n), item) for n, item in enumerate(items)], 0.75)
+    hits = overlap.find(index, pa.array(texts, pa.string()))
+    assert overlap.find(index, pa.array(texts, pa.string()), compiled=True) == hits
+    alone = [hit._replace(row=n) for n, text in enumerate(texts) for hit in overlap.find(index, pa.array([text]))]
+    assert alone == hits
+    order = draw.sample(range(len(texts)), len(texts))
+    mixed = overlap.find(index, pa.array([texts[n] for n in order], pa.string()))
+    assert sorted(hit._replace(row=order[hit.row]) for hit in mixed) == hits
+
+
+def test_the_worked_example_loses_no_training_prompts(tmp_path: Path) -> None:
+    """The held-out wordings ask for facts that train wordings ask for too, and are not those."""
+    recipe = load_recipe(paths.find_recipe("quickstart"))
+    generate.run(recipe, generate.sources(recipe), tmp_path)
+    prompts = [
+        messages[-1]["content"] for messages in pq.read_table(tmp_path / "prompts.parquet")["messages"].to_pylist()
+    ]
+    items = assemble.forbidden(recipe)
+    assert len(items) > 1000 and len(prompts) == 4000
+    hits = overlap.find(overlap.index(items, recipe.assemble.overlap), pa.array(prompts))
+    assert len(hits) <= len(prompts) / 1000
