@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import artifacts, cards, near, overlap, questions
-from pipeline.errors import UserError, where
+from pipeline.errors import RecipeError, UserError, where
 from pipeline.near import Rows
 from pipeline.progress import progress
 from pipeline.recipe import Recipe
@@ -87,31 +87,41 @@ def forbidden(recipe: Recipe) -> list[overlap.Item]:
     for path in recipe.assemble.evaluations:
         found = 0
         for line, row in questions.read_objects(path):
-            items.append(overlap.Item(str(row.get("id") or where(path.name, line)), _item_text(path, line, row)))
+            name = _text(str(row.get("id") or where(path.name, line)))
+            items.append(overlap.Item(name, _item_text(path, line, row)))
             found += 1
         if not found:
             raise UserError(f"{path}: has no rows. Remove it from assemble.evaluations, or name another file.")
     return items
 
 
+def _text(value: str) -> str:
+    """Half a surrogate pair, which JSON can hold, is no character, and no file takes it."""
+    return value.encode("utf-8", "replace").decode()
+
+
 def _item_text(path: Path, line: int, row: Row) -> str:
     for name in ("question", "text"):
         if isinstance(row.get(name), str) and "prompt" not in row and "messages" not in row:
-            return str(row[name])
+            if not row[name].strip():
+                raise RecipeError(f"{where(path, line, name)}: is empty. Remove the row, or give it a text.")
+            return _text(row[name])
     return questions.prompt_messages(path, line, row)[-1]["content"]
 
 
-def contaminated(path: Path, index: overlap.Index) -> Plan:
-    """Which rows of a table repeat an item in prompt or answer; all others are TRAINED so far."""
+def contaminated(path: Path, index: overlap.Index, complete: bool = True) -> Plan:
+    """Which rows of a table repeat an item in prompt or answer; all others are TRAINED so far. complete: whether every
+    row has an answer; a completion that failed may have none, but its prompt counts all the same.
+
+    Raises UserError at a row without id, prompt or answer, or with bytes that are no text."""
     rows, columns = artifacts.count_rows(path), COMPARED["pair"]
     outcome, repeats = np.full(rows, TRAINED, np.int8), np.full(rows, -1, np.int64)
     compiled = artifacts.text_bytes(path, columns) >= near.COMPILE_BYTES
     begin = 0
     with progress("assemble: comparing with held-out questions", rows, "rows") as advance:
-        for batch in dedupe.named(path, artifacts.read_texts(path, ["id", *columns], dedupe.REMAKE)):
-            # A completion that failed may have no text; its prompt counts all the same.
-            place = batch.schema.get_field_index("text")
-            batch = batch.set_column(place, "text", batch.column(place).fill_null(""))
+        for batch in dedupe.named(path, _read(path, ["id", *columns])):
+            if not complete:
+                batch = batch.set_column(batch.schema.get_field_index("text"), "text", batch["text"].fill_null(""))
             for hit in overlap.find(index, texts_of(batch, columns), compiled):
                 outcome[begin + hit.row], repeats[begin + hit.row] = EXACT if hit.exact else OVERLAP, hit.item
             begin += batch.num_rows
@@ -122,11 +132,11 @@ def contaminated(path: Path, index: overlap.Index) -> Plan:
 def prompts_of(path: Path) -> tuple[Rows, Rows]:
     """The prompts of a table, numbered in the order of their ids: (rows,) each row's prompt, (prompts,) its first row.
 
-    Raises UserError if a row has no prompt_id, or one that is no text."""
+    Raises UserError at a row without a prompt_id, or with one that is no text."""
     names = _column(path, "prompt_id")
     if names.null_count:
         row = pc.index(pc.is_null(names), True).as_py() + 1
-        raise UserError(f"{path}: row {row:,} has no prompt_id. Every row needs one. {dedupe.REMAKE}")
+        raise UserError(f"{path}: row {row:,} has no prompt_id. Every row needs one.")
     prompt = pc.rank(names, tiebreaker="dense").to_numpy().astype(np.int64) - 1
     first = np.empty(int(prompt.max()) + 1, np.int64)
     first[prompt[::-1]] = np.arange(len(prompt))[::-1]
@@ -134,7 +144,8 @@ def prompts_of(path: Path) -> tuple[Rows, Rows]:
 
 
 def plan(recipe: Recipe, path: Path, decided: Plan, scratch: Path) -> Plan:
-    """Decide for each kept row whether it is withheld, trained on or validated on. `decided`: as of `contaminated`."""
+    """Decide for each kept row whether it is withheld, trained on or validated on. `decided`: as of `contaminated`, and
+    changed; `scratch`: a folder for files that are gone afterwards."""
     section, (outcome, repeats) = recipe.assemble, decided
     prompt, first = prompts_of(path)
 
@@ -236,15 +247,19 @@ def _draws(seed: int, purpose: str, names: pa.Array) -> NDArray[np.float64]:
     return np.fromiter((int.from_bytes(digest, "big") / 2**64 for digest in digests), np.float64, len(names))
 
 
+def _read(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    return artifacts.read_texts(path, columns, f"Make it again with --from {READS[path.stem]}.")
+
+
 def _column(path: Path, name: str) -> pa.ChunkedArray:
     """A whole column of ids."""
-    return pa.chunked_array([batch.column(name) for batch in artifacts.read_texts(path, [name], dedupe.REMAKE)])
+    return pa.chunked_array([batch.column(name) for batch in _read(path, [name])])
 
 
 def _rows_at(path: Path, rows: Rows, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Rows of a table by number (ascending), one batch in memory at a time."""
     begin = 0
-    for batch in artifacts.read_texts(path, columns, dedupe.REMAKE):
+    for batch in _read(path, columns):
         first, last = np.searchsorted(rows, [begin, begin + batch.num_rows])
         if last > first:
             yield batch.select(columns).take(pa.array(rows[first:last] - begin))
@@ -270,7 +285,7 @@ def _withheld(path: Path, decided: Plan, items: list[overlap.Item]) -> Iterator[
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write train, validation, withheld, the baselines' data and the data card; return the counts.
 
-    Raises UserError if nothing is left to train on, or if a named evaluation set is malformed.
+    Raises UserError if a table is damaged, if nothing is left to train on, or if a named evaluation set is malformed.
     """
     kept, completions = inputs["kept"], inputs["completions"]
     dedupe.check(kept, KEPT, "dedupe")
@@ -322,7 +337,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 def _baseline_rows(inputs: dict[str, Path], decided: Plan, index: overlap.Index, scratch: Path) -> NDArray[np.bool_]:
     """(n,) which completions repeat no held-out question and no prompt of validation, nearly or at all."""
     path = inputs["completions"]
-    allowed = contaminated(path, index).outcome == TRAINED
+    allowed = contaminated(path, index, complete=False).outcome == TRAINED
     validated = _column(inputs["kept"], "prompt_id").filter(pa.array(decided.outcome == VALIDATED)).unique()
     if len(validated):
         prompt, first = prompts_of(path)
