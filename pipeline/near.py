@@ -349,23 +349,6 @@ def connect(count: int, members: Any, starts: Any, values: Any, bounds: Any, thr
     return parent
 
 
-def similar_groups(texts: pa.Array, threshold: float, compiled: bool = False) -> Rows:
-    """For each text the first text that a chain of similar ones connects it with: what must not be torn apart."""
-    met = sketch(texts, scheme(threshold), compiled)
-    # Of equal texts one takes part.
-    _, firsts, same = np.unique(met.fingerprints, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(firsts)
-    members, starts = buckets(met.keys, firsts[order])
-    rows = np.unique(members)
-    group = np.arange(len(texts))
-    if len(rows):
-        sets = shingle_sets(texts.take(pa.array(rows)), compiled=compiled)
-        local = np.searchsorted(rows, members)
-        compiled = compiled or many_pairs(starts)
-        group[rows] = rows[loop(connect, compiled, len(rows), local, starts, *sets, threshold)[0]]
-    return group[firsts[same.reshape(-1)]]
-
-
 def many_pairs(starts: Rows) -> bool:
     """Whether so many pairs meet in buckets that comparing them is worth compiling."""
     sizes = np.diff(starts)

@@ -77,7 +77,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
                 raise RecipeError(f"{place}: has more fields than the header. Is a quote missing?")
             yield reader.line_num, row
     except csv.Error as error:
-        raise RecipeError(f"{where(path, reader.line_num or 1)}: is not CSV: {error}.") from None
+        # Its own count: that of DictReader stays at the last row that was read.
+        raise RecipeError(f"{where(path, reader.reader.line_num or 1)}: is not CSV: {error}.") from None
 
 
 def _read_columns(path: Path) -> Iterator[tuple[int, Any]]:

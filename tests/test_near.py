@@ -175,10 +175,3 @@ def test_scheme_catches_pairs_at_the_threshold() -> None:
         assert bands * rows <= near.PERMUTATIONS
         assert 1 - (1 - threshold**rows) ** bands >= 0.998
     assert near.scheme(0.8) == (21, 6)
-
-
-def test_similar_groups_follow_chains_and_equal_texts() -> None:
-    words = [f"w{n}" for n in range(60)]
-    chain = [" ".join(words[at : at + 30]) for at in range(0, 9, 3)]  # neighbours share 23 of 29 shingles
-    group = near.similar_groups(pa.array([*chain, "other", chain[1].upper(), "Other", "third"]), 0.7)
-    assert group.tolist() == [0, 0, 0, 3, 0, 3, 6]

@@ -19,10 +19,12 @@ share for validation is trained on.
 The random subset is a baseline for what filter and dedupe are worth: a uniform draw from all completions that ended by
 themselves or at max_tokens, unfiltered, but as free of held-out questions as train and without the prompts (or nearly
 the prompts) of validation, so that nothing else differs.
+
+No text is held. What is remembered of a row are numbers, while a column of ids is compared those ids, and what
+dedupe.similar_rows remembers and writes beside the result.
 """
 
 import hashlib
-import heapq
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +35,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import artifacts, cards, near, overlap, questions
-from pipeline.errors import UserError, where
+from pipeline.errors import RecipeError, UserError, where
+from pipeline.near import Rows
 from pipeline.progress import progress
 from pipeline.recipe import Recipe
 from pipeline.records import COMPLETIONS, KEPT, TRAIN, WITHHELD, Row
@@ -52,18 +55,19 @@ READS = {
 SPLIT_THRESHOLD = 0.7
 """Prompts that share so much of their word 5-grams are on one side of the split, and so are chains of them."""
 
-TRAIN_SIDE, VALIDATION_SIDE, WITHHELD_SIDE = 0, 1, 2
+OUTCOMES = ("train", "validation", "held_out_exact", "held_out_overlap", "not_best")
+TRAINED, VALIDATED, EXACT, OVERLAP, NOT_BEST = range(5)
+"""What becomes of a row: a side of the split, or the reason why it is withheld."""
 
 QUALITY = {"agreement": "agreement", "judge": "score", "reward": "reward", "logprob": "logprobs"}
 """assemble.best_by -> the column that it goes by."""
 
 
 class Plan(NamedTuple):
-    """What becomes of each row of a table, in the order of its rows."""
+    """What becomes of each of n rows of a table."""
 
-    side: NDArray[np.int8]
-    reason: list[str | None]
-    overlaps: list[str | None]
+    outcome: NDArray[np.int8]  # (n,) place in OUTCOMES
+    repeats: Rows  # (n,) the item that a row repeats, the better row where that is the reason; -1 for others
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
@@ -83,68 +87,81 @@ def forbidden(recipe: Recipe) -> list[overlap.Item]:
     for path in recipe.assemble.evaluations:
         found = 0
         for line, row in questions.read_objects(path):
-            items.append(overlap.Item(str(row.get("id") or where(path.name, line)), _item_text(path, line, row)))
+            name = _text(str(row.get("id") or where(path.name, line)))
+            items.append(overlap.Item(name, _item_text(path, line, row)))
             found += 1
         if not found:
             raise UserError(f"{path}: has no rows. Remove it from assemble.evaluations, or name another file.")
     return items
 
 
+def _text(value: str) -> str:
+    """Half a surrogate pair, which JSON can hold, is no character, and no file takes it."""
+    return value.encode("utf-8", "replace").decode()
+
+
 def _item_text(path: Path, line: int, row: Row) -> str:
     for name in ("question", "text"):
         if isinstance(row.get(name), str) and "prompt" not in row and "messages" not in row:
-            return str(row[name])
+            if not row[name].strip():
+                raise RecipeError(f"{where(path, line, name)}: is empty. Remove the row, or give it a text.")
+            return _text(row[name])
     return questions.prompt_messages(path, line, row)[-1]["content"]
 
 
-def contaminated(path: Path, index: overlap.Index, items: list[overlap.Item]) -> dict[int, tuple[str, str]]:
-    """Row number -> (reason, id of the item) of the rows of a table that repeat an item in prompt or answer."""
-    found: dict[int, tuple[str, str]] = {}
-    columns = COMPARED["pair"]
+def contaminated(path: Path, index: overlap.Index, complete: bool = True) -> Plan:
+    """Which rows of a table repeat an item in prompt or answer; all others are TRAINED so far. complete: whether every
+    row has an answer; a completion that failed may have none, but its prompt counts all the same.
+
+    Raises UserError at a row without id, prompt or answer, or with bytes that are no text."""
+    rows, columns = artifacts.count_rows(path), COMPARED["pair"]
+    outcome, repeats = np.full(rows, TRAINED, np.int8), np.full(rows, -1, np.int64)
     compiled = artifacts.text_bytes(path, columns) >= near.COMPILE_BYTES
     begin = 0
-    with progress("assemble: comparing with held-out questions", artifacts.count_rows(path), "rows") as advance:
-        for batch in artifacts.read_texts(path, ["id", *columns]):
-            # A completion that failed may have no text; its prompt counts all the same.
-            batch = batch.set_column(2, "text", batch.column("text").fill_null(""))
+    with progress("assemble: comparing with held-out questions", rows, "rows") as advance:
+        for batch in dedupe.named(path, _read(path, ["id", *columns])):
+            if not complete:
+                batch = batch.set_column(batch.schema.get_field_index("text"), "text", batch["text"].fill_null(""))
             for hit in overlap.find(index, texts_of(batch, columns), compiled):
-                found[begin + hit.row] = ("held_out_exact" if hit.exact else "held_out_overlap", items[hit.item].id)
+                outcome[begin + hit.row], repeats[begin + hit.row] = EXACT if hit.exact else OVERLAP, hit.item
             begin += batch.num_rows
             advance(batch.num_rows)
-    return found
+    return Plan(outcome, repeats)
 
 
-def plan(recipe: Recipe, path: Path, found: dict[int, tuple[str, str]]) -> Plan:
-    """Decide for each kept row whether it is withheld, trained on or validated on. `found`: as of `contaminated`."""
-    section = recipe.assemble
-    table = artifacts.read_table(path, ["id", "prompt_id"])
-    ids = table.column("id")
-    codes = table.column("prompt_id").combine_chunks().dictionary_encode()
-    prompt, prompt_ids = codes.indices.to_numpy(), codes.dictionary.to_pylist()
-    reason: list[str | None] = [None] * len(table)
-    overlaps: list[str | None] = [None] * len(table)
-    for row, (why, item) in found.items():
-        reason[row], overlaps[row] = why, item
+def prompts_of(path: Path) -> tuple[Rows, Rows]:
+    """The prompts of a table, numbered in the order of their ids: (rows,) each row's prompt, (prompts,) its first row.
+
+    Raises UserError at a row without a prompt_id, or with one that is no text."""
+    names = _column(path, "prompt_id")
+    if names.null_count:
+        row = pc.index(pc.is_null(names), True).as_py() + 1
+        raise UserError(f"{path}: row {row:,} has no prompt_id. Every row needs one.")
+    prompt = pc.rank(names, tiebreaker="dense").to_numpy().astype(np.int64) - 1
+    first = np.empty(int(prompt.max()) + 1, np.int64)
+    first[prompt[::-1]] = np.arange(len(prompt))[::-1]
+    return prompt, first
+
+
+def plan(recipe: Recipe, path: Path, decided: Plan, scratch: Path) -> Plan:
+    """Decide for each kept row whether it is withheld, trained on or validated on. `decided`: as of `contaminated`, and
+    changed; `scratch`: a folder for files that are gone afterwards."""
+    section, (outcome, repeats) = recipe.assemble, decided
+    prompt, first = prompts_of(path)
 
     # The best rows of each prompt, among those that may be trained on.
-    taken = [0] * len(prompt_ids)
-    best: dict[int, int] = {}
-    for row in best_first(ids, quality(path, section.best_by)).tolist():
-        if reason[row] is not None:
-            continue
-        group = int(prompt[row])
-        if taken[group] < section.best_of:
-            taken[group] += 1
-            best.setdefault(group, row)
-        else:
-            reason[row], overlaps[row] = "not_best", ids[best[group]].as_py()
+    order = best_first(_column(path, "id"), quality(path, section.best_by))
+    order = order[outcome[order] == TRAINED]
+    order = order[np.argsort(prompt[order], kind="stable")]
+    eligible, begins, counts = np.unique(prompt[order], return_index=True, return_counts=True)
+    best = np.repeat(begins, counts)
+    worse = np.arange(len(order)) - best >= section.best_of
+    outcome[order[worse]], repeats[order[worse]] = NOT_BEST, order[best[worse]]
 
-    eligible = [prompt_ids[group] for group in range(len(prompt_ids)) if taken[group]]
-    chosen = validation_prompts(path, eligible, section.validation_fraction, recipe.seed)
-    in_validation = np.array([name in chosen for name in prompt_ids], bool)
-    side = np.where(in_validation[prompt], VALIDATION_SIDE, TRAIN_SIDE).astype(np.int8)
-    side[[row for row in range(len(table)) if reason[row] is not None]] = WITHHELD_SIDE
-    return Plan(side, reason, overlaps)
+    chosen = np.zeros(len(first), bool)
+    chosen[eligible] = for_validation(path, first[eligible], section.validation_fraction, recipe.seed, scratch)
+    outcome[chosen[prompt] & (outcome == TRAINED)] = VALIDATED
+    return decided
 
 
 def quality(path: Path, by: str) -> NDArray[np.float64]:
@@ -166,57 +183,38 @@ def quality(path: Path, by: str) -> NDArray[np.float64]:
     return np.concatenate(found)
 
 
-def validation_prompts(path: Path, prompt_ids: list[str], fraction: float, seed: int) -> set[str]:
-    """The prompts for validation: a share of the groups of similar prompts, by hash; at least one if there are two."""
-    if fraction == 0 or len(prompt_ids) < 2:
-        return set()
-    groups: dict[str, list[str]] = {}
-    for name, group in similar_prompts([path], set(prompt_ids)).items():
-        groups.setdefault(group, []).append(name)
-    most = max(1, int(fraction * len(prompt_ids)))
-    small = sorted((_draw(seed, "split", group), group) for group, names in groups.items() if len(names) <= most)
-    drawn = [group for share, group in small if share < fraction] or [group for _, group in small[:1]]
-    if not drawn:
-        # Every prompt is like every other one: then there is no clean split, and the smallest group must do.
-        drawn = [min(groups, key=lambda group: (len(groups[group]), group))] if len(groups) > 1 else []
-    return {name for group in drawn for name in groups[group]}
+def for_validation(path: Path, rows: Rows, fraction: float, seed: int, scratch: Path) -> NDArray[np.bool_]:
+    """Which prompts are for validation: a share of the groups of similar ones, by hash; at least one if there are two.
+    `rows`: a row of each prompt, in the order of the prompts' ids."""
+    if fraction == 0 or len(rows) < 2:
+        return np.zeros(len(rows), bool)
+    group = dedupe.similar_rows(path, COMPARED["prompt"], rows, SPLIT_THRESHOLD, scratch)
+    _, firsts, group, sizes = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    shares = np.ones(len(firsts))
+    small = np.flatnonzero(sizes <= max(1, int(fraction * len(rows))))
+    # A group is drawn by the first id of its prompts.
+    shares[small] = _draws(seed, "split", _column(path, "prompt_id").take(pa.array(rows[firsts[small]])))
+    chosen = shares < fraction
+    if not chosen.any() and len(firsts) > 1:
+        # Every prompt may be like every other one: then there is no clean split, and the smallest group must do.
+        chosen[np.lexsort((firsts, shares if len(small) else sizes))[0]] = True
+    return chosen[group]
 
 
-def similar_prompts(paths: list[Path], wanted: set[str] | None = None) -> dict[str, str]:
-    """prompt id -> the smallest id among the prompts that a chain of similar prompts connects with it."""
-    names: list[str] = []
-    chunks: list[pa.Array] = []
-    seen: set[str] = set()
-    for path in paths:
-        for batch in artifacts.read_texts(path, ["id", "prompt_id", "messages"]):
-            new = []
-            for row, name in enumerate(batch.column("prompt_id").to_pylist()):
-                if name not in seen and (wanted is None or name in wanted):
-                    seen.add(name)
-                    names.append(name)
-                    new.append(row)
-            if new:
-                chunks.append(texts_of(batch.take(pa.array(new)), COMPARED["prompt"]))
-    texts = pa.chunked_array(chunks).combine_chunks()
-    order = pc.sort_indices(pa.array(names))
-    names, texts = [names[place] for place in order.to_pylist()], texts.take(order)
-    group = near.similar_groups(texts, SPLIT_THRESHOLD, texts.nbytes >= near.COMPILE_BYTES)
-    return {name: names[first] for name, first in zip(names, group.tolist(), strict=True)}
-
-
-def random_subset(path: Path, count: int, seed: int, forbidden_rows: set[int], excluded: set[str]) -> list[int]:
-    """`count` rows of the completions (or as many as there are), drawn uniformly, in ascending order."""
-    draws: list[tuple[float, int]] = []
+def random_subset(path: Path, count: int, seed: int, allowed: NDArray[np.bool_]) -> Rows:
+    """`count` of the rows of the completions that are `allowed` and complete (or as many as there are), drawn
+    uniformly, in ascending order."""
+    rows, draws = [], []
     begin = 0
-    for batch in artifacts.read_batches(path, ["id", "prompt_id", "finish_reason", "text"]):
-        columns = (batch.column(name).to_pylist() for name in ("id", "prompt_id", "finish_reason"))
-        present = batch.column("text").is_valid().to_pylist()
-        for row, (name, prompt, finish) in enumerate(zip(*columns, strict=True)):
-            usable = finish in ("stop", "length") and present[row] and prompt not in excluded
-            if usable and begin + row not in forbidden_rows:
-                draws.append((_draw(seed, "random_subset", name), begin + row))
+    for batch in artifacts.read_batches(path, ["id", "finish_reason", "text"]):
+        ended = pc.is_in(batch.column("finish_reason"), pa.array(["stop", "length"]))
+        usable = pc.and_(ended, batch.column("text").is_valid()).to_numpy(zero_copy_only=False)
+        here = np.flatnonzero(usable & allowed[begin : begin + batch.num_rows])
+        rows.append(begin + here)
+        draws.append(_draws(seed, "random_subset", batch.column("id").take(pa.array(here))))
         begin += batch.num_rows
-    return sorted(row for _, row in heapq.nsmallest(count, draws))
+    order = np.argsort(np.concatenate(draws), kind="stable")
+    return np.sort(np.concatenate(rows)[order[:count]])
 
 
 def training_form(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -242,29 +240,44 @@ def training_form(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
 
 
-def _draw(seed: int, purpose: str, name: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments."""
-    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def _draws(seed: int, purpose: str, names: pa.Array) -> NDArray[np.float64]:
+    """For each name a number in [0, 1) that depends on nothing but seed, purpose and name."""
+    start = f"{seed}\0{purpose}\0".encode()
+    digests = (hashlib.blake2b(start + name.as_buffer(), digest_size=8).digest() for name in names)
+    return np.fromiter((int.from_bytes(digest, "big") / 2**64 for digest in digests), np.float64, len(names))
 
 
-def _rows_at(path: Path, numbers: list[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _read(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    return artifacts.read_texts(path, columns, f"Make it again with --from {READS[path.stem]}.")
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    """A whole column of ids."""
+    return pa.chunked_array([batch.column(name) for batch in _read(path, [name])])
+
+
+def _rows_at(path: Path, rows: Rows, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Rows of a table by number (ascending), one batch in memory at a time."""
-    wanted = np.asarray(numbers, np.int64)
     begin = 0
-    for batch in artifacts.read_batches(path, columns):
-        first, last = np.searchsorted(wanted, [begin, begin + batch.num_rows])
+    for batch in _read(path, columns):
+        first, last = np.searchsorted(rows, [begin, begin + batch.num_rows])
         if last > first:
-            yield batch.take(pa.array(wanted[first:last] - begin))
+            yield batch.select(columns).take(pa.array(rows[first:last] - begin))
         begin += batch.num_rows
 
 
-def _withheld(path: Path, plan: Plan) -> Iterator[pa.RecordBatch]:
-    numbers = np.flatnonzero(plan.side == WITHHELD_SIDE).tolist()
+def _withheld(path: Path, decided: Plan, items: list[overlap.Item]) -> Iterator[pa.RecordBatch]:
+    rows = np.flatnonzero(decided.outcome > VALIDATED)
+    outcome, repeats = decided.outcome[rows], decided.repeats[rows]
+    worse = outcome == NOT_BEST
+    overlaps = pc.coalesce(
+        pa.array([item.id for item in items], pa.string()).take(pa.array(repeats, mask=worse)),
+        _column(path, "id").take(pa.array(repeats, mask=~worse)),
+    )
     begin = 0
-    for batch in _rows_at(path, numbers, KEPT.names):
-        here = numbers[begin : begin + batch.num_rows]
-        more = [pa.array([values[n] for n in here], pa.string()) for values in (plan.reason, plan.overlaps)]
+    for batch in _rows_at(path, rows, KEPT.names):
+        here = slice(begin, begin + batch.num_rows)
+        more = [pa.array(OUTCOMES).take(pa.array(outcome[here])), overlaps[here].combine_chunks()]
         yield pa.RecordBatch.from_arrays([*batch.columns, *more], schema=WITHHELD)
         begin += batch.num_rows
 
@@ -272,42 +285,43 @@ def _withheld(path: Path, plan: Plan) -> Iterator[pa.RecordBatch]:
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write train, validation, withheld, the baselines' data and the data card; return the counts.
 
-    Raises UserError if nothing is left to train on, or if a named evaluation set is malformed.
+    Raises UserError if a table is damaged, if nothing is left to train on, or if a named evaluation set is malformed.
     """
     kept, completions = inputs["kept"], inputs["completions"]
     dedupe.check(kept, KEPT, "dedupe")
     dedupe.check(completions, COMPLETIONS, "collect")
     items = forbidden(recipe)
     index = overlap.index(items, recipe.assemble.overlap)
-    decided = plan(recipe, kept, contaminated(kept, index, items))
-    rows = {side: np.flatnonzero(decided.side == side).tolist() for side in (TRAIN_SIDE, VALIDATION_SIDE)}
-    reasons = {name: decided.reason.count(name) for name in ("held_out_exact", "held_out_overlap", "not_best")}
-    if not rows[TRAIN_SIDE]:
-        raise UserError(_nothing_left(len(decided.side), reasons, len(rows[VALIDATION_SIDE])))
+    decided = plan(recipe, kept, contaminated(kept, index), out)
+    outcomes = dict(zip(OUTCOMES, np.bincount(decided.outcome, minlength=len(OUTCOMES)).tolist(), strict=True))
+    reasons = {name: outcomes[name] for name in OUTCOMES[EXACT:]}
+    if not outcomes["train"]:
+        raise UserError(_nothing_left(len(decided.outcome), reasons, outcomes["validation"]))
 
     columns = ["id", "prompt_id", "messages", "text", "teacher", "agreement"]
     schema = TRAIN
     if recipe.collect.sampling.top_logprobs:  # which nobody asks for but to train on them
         columns, schema = [*columns, "logprobs"], TRAIN.append(KEPT.field("logprobs"))
-    for side, name in ((TRAIN_SIDE, "train"), (VALIDATION_SIDE, "validation")):
-        selected = map(training_form, _rows_at(kept, rows[side], columns))
-        artifacts.write_table(out / f"{name}.parquet", schema, selected)
-    artifacts.write_table(out / "withheld.parquet", WITHHELD, _withheld(kept, decided))
+    for side in (TRAINED, VALIDATED):
+        selected = map(training_form, _rows_at(kept, np.flatnonzero(decided.outcome == side), columns))
+        artifacts.write_table(out / f"{OUTCOMES[side]}.parquet", schema, selected)
+    artifacts.write_table(out / "withheld.parquet", WITHHELD, _withheld(kept, decided, items))
 
     notes = [] if items else ["no held-out questions, so nothing was compared with them"]
     if "random_subset" in recipe.train.baselines:
-        count = len(rows[TRAIN_SIDE])
-        drawn = _draw_baseline(recipe, inputs, decided, index, items, count)
+        count = outcomes["train"]
+        allowed = _baseline_rows(inputs, decided, index, out)
+        drawn = random_subset(completions, count, recipe.seed, allowed)
         given = [column for column in columns if column != "agreement"]
         selected = map(training_form, _rows_at(completions, drawn, given))
         artifacts.write_table(out / "random_subset.parquet", schema, selected)
         if len(drawn) < count:
             notes.append(f"only {len(drawn):,} completions for the random subset of {count:,}")
     counts = {
-        "rows_in": len(decided.side),
+        "rows_in": len(decided.outcome),
         "outcomes": {
-            "train": len(rows[TRAIN_SIDE]),
-            "validation": len(rows[VALIDATION_SIDE]),
+            "train": outcomes["train"],
+            "validation": outcomes["validation"],
             "withheld": sum(reasons.values()),
         },
         "reasons": {name: many for name, many in reasons.items() if many},
@@ -320,23 +334,17 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     return counts
 
 
-def _draw_baseline(
-    recipe: Recipe,
-    inputs: dict[str, Path],
-    decided: Plan,
-    index: overlap.Index,
-    items: list[overlap.Item],
-    count: int,
-) -> list[int]:
-    prompts = artifacts.read_table(inputs["kept"], ["prompt_id"]).column("prompt_id")
-    validated = set(prompts.filter(pa.array(decided.side == VALIDATION_SIDE)).to_pylist())
-    excluded: set[str] = set()
-    if validated:
-        group = similar_prompts([inputs["completions"]])
-        near_validation = {group[name] for name in validated}
-        excluded = {name for name, first in group.items() if first in near_validation}
-    dirty = set(contaminated(inputs["completions"], index, items))
-    return random_subset(inputs["completions"], count, recipe.seed, dirty, excluded)
+def _baseline_rows(inputs: dict[str, Path], decided: Plan, index: overlap.Index, scratch: Path) -> NDArray[np.bool_]:
+    """(n,) which completions repeat no held-out question and no prompt of validation, nearly or at all."""
+    path = inputs["completions"]
+    allowed = contaminated(path, index, complete=False).outcome == TRAINED
+    validated = _column(inputs["kept"], "prompt_id").filter(pa.array(decided.outcome == VALIDATED)).unique()
+    if len(validated):
+        prompt, first = prompts_of(path)
+        group = dedupe.similar_rows(path, COMPARED["prompt"], first, SPLIT_THRESHOLD, scratch)[prompt]
+        itself = pc.is_in(_column(path, "prompt_id"), validated).to_numpy()
+        allowed &= ~np.isin(group, group[itself])
+    return allowed
 
 
 def _nothing_left(rows: int, reasons: dict[str, int], validation: int) -> str:

@@ -79,6 +79,16 @@ class Choice(NamedTuple):
     reason: NDArray[np.int8]  # (n,) place in REASONS, 0 as well for a row that is kept
 
 
+class Meeting(NamedTuple):
+    """Rows that meet in buckets, and meet no others."""
+
+    rows: Rows  # ascending; in what follows they are numbered 0 ..
+    members: Rows  # bucket i holds members[starts[i]:starts[i + 1]]
+    starts: Rows
+    sets: near.Sets  # the rows' shingles
+    answers: near.Sets  # those of the answers alone where prompt and answer are compared, else empty
+
+
 class Verdict(NamedTuple):
     """What becomes of each of n rows of the table."""
 
@@ -125,28 +135,18 @@ def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
     columns = COMPARED[on]
     compiled = sum(artifacts.text_bytes(path, columns) for path in tables if path) >= near.COMPILE_BYTES
     cut = near.scheme(threshold) if threshold is not None else near.Scheme(0, 1)
-    prints, counts = [], []
-    total = artifacts.count_rows(tables.own)
-    with progress("dedupe: reading", total, "rows") as advance:
-        for batch in _batches(tables, ["id", *columns]):
-            sketch = near.sketch(texts_of(batch, columns), cut, compiled)
-            prints.append(sketch.fingerprints)
-            counts.append(sketch.words.astype(np.int32))
-            for band, keys in enumerate(sketch.keys):
-                _append(scratch / f"band{band}", keys)
-            advance(batch.num_rows)
-    words = np.concatenate(counts)
-    there = len(words) - total  # rows of the data set that exists already
+    prints, words = _sketch(tables, columns, cut, compiled, scratch)
+    there = len(words) - artifacts.count_rows(tables.own)  # rows of the data set that exists already
     ids = artifacts.read_table(tables.own, ["id"]).column("id")
     order = np.append(np.arange(there), there + best_first(ids, *(quality(tables.own, name) for name in QUALITIES)))
-    del ids, counts
+    del ids
 
-    leader = _exact(np.concatenate(prints), order) if section.exact else np.full(len(words), -1, np.int64)
+    leader = _exact(prints, order) if section.exact else np.full(len(words), -1, np.int64)
     del prints
     is_exact = leader >= 0
     similarity = np.ones(len(words))
     if threshold is not None:
-        keys = (np.fromfile(scratch / f"band{band}", np.uint32) for band in range(cut.bands))
+        keys = _keys(cut, scratch)
         found, similar = _near(tables, columns, words, keys, ~is_exact, order, there, threshold, compiled, scratch)
         # A row whose exact copy repeats a third row repeats that one too, and just as nearly.
         copies = np.flatnonzero(is_exact)
@@ -162,6 +162,27 @@ def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
         _semantic(tables, section, order, there, Choice(leader, similarity, reason))
     leader = leader[there:]
     return Verdict(_ids(tables, leader), similarity[there:], reason[there:])
+
+
+def _sketch(
+    tables: Tables, columns: tuple[str, ...], cut: near.Scheme, compiled: bool, scratch: Path
+) -> tuple[near.Bits, NDArray[np.int32]]:
+    """(n, 2) fingerprints and (n,) word counts of all rows; the band keys go into files that _keys reads."""
+    prints, words = [], []
+    with progress("reading texts", artifacts.count_rows(tables.own), "rows") as advance:
+        for batch in _batches(tables, ["id", *columns]):
+            sketch = near.sketch(texts_of(batch, columns), cut, compiled)
+            prints.append(sketch.fingerprints)
+            words.append(sketch.words.astype(np.int32))
+            for band, keys in enumerate(sketch.keys):
+                _append(scratch / f"band{band}", keys)
+            advance(batch.num_rows)
+    return np.concatenate(prints), np.concatenate(words)
+
+
+def _keys(cut: near.Scheme, scratch: Path) -> Iterator[NDArray[np.uint32]]:
+    """The keys of all rows, band by band."""
+    return (np.fromfile(scratch / f"band{band}", np.uint32) for band in range(cut.bands))
 
 
 def _append(path: Path, values: NDArray[Any]) -> None:
@@ -290,47 +311,87 @@ def _near(
 ) -> tuple[Rows, NDArray[np.float64]]:
     """(leader or -1, similarity) of each row, looking at the rows `alive` only; the first `there` rows stay."""
     leader, similarity = np.full(len(order), -1, np.int64), np.ones(len(order))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    for part in _meetings(tables, columns, words, keys, alive, compiled, scratch):
+        found, similar = near.loop(
+            near.choose,
+            compiled or near.many_pairs(part.starts),
+            np.argsort(rank[part.rows]),
+            int((part.rows < there).sum()),
+            part.members,
+            part.starts,
+            *part.sets,
+            *part.answers,
+            threshold,
+        )
+        dropped = found >= 0
+        leader[part.rows[dropped]] = part.rows[found[dropped]]
+        similarity[part.rows[dropped]] = similar[dropped]
+    return leader, similarity
+
+
+def similar_rows(path: Path, columns: tuple[str, ...], rows: Rows, threshold: float, folder: Path) -> Rows:
+    """For each of some rows of a table one of them, the same for all that a chain of rows connects, each of which is at
+    least `threshold` similar to the next in `columns`. `folder`: for files that are gone afterwards.
+
+    Texts are read twice and never held, as in find_duplicates."""
+    tables, cut = Tables(path), near.scheme(threshold)
+    compiled = artifacts.text_bytes(path, columns) >= near.COMPILE_BYTES
+    with tempfile.TemporaryDirectory(prefix=".scratch", dir=folder) as name:
+        scratch = Path(name)
+        prints, words = _sketch(tables, columns, cut, compiled, scratch)
+        # Of equal rows one takes part.
+        leader = _exact(prints[rows], np.arange(len(rows)))
+        del prints
+        leader = rows[np.where(leader < 0, np.arange(len(rows)), leader)]
+        alive = np.zeros(len(words), bool)
+        alive[leader] = True
+        group = np.arange(len(words))
+        for part in _meetings(tables, columns, words, _keys(cut, scratch), alive, compiled, scratch):
+            many = compiled or near.many_pairs(part.starts)
+            (first,) = near.loop(near.connect, many, len(part.rows), part.members, part.starts, *part.sets, threshold)
+            group[part.rows] = part.rows[first]
+    return group[leader]
+
+
+def _meetings(
+    tables: Tables,
+    columns: tuple[str, ...],
+    words: NDArray[np.int32],
+    keys: Iterable[NDArray[np.uint32]],
+    alive: NDArray[np.bool_],
+    compiled: bool,
+    scratch: Path,
+) -> Iterator[Meeting]:
+    """The rows `alive` that meet another one in a bucket, as many at a time as fit into memory."""
     members, starts = near.buckets(keys, np.flatnonzero(alive))
     if not len(members):
-        return leader, similarity
+        return
     rows = np.unique(members)  # the candidates; from here on they are numbered 0 ..
     members = np.searchsorted(rows, members)
-    place = np.full(len(order), -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    best = place[order]
-    best = best[best >= 0]
     # Rows that no chain of buckets connects have nothing to do with each other: as many groups at a time as fit.
     (group,) = near.loop(near.components, compiled, len(rows), members, starts)
     share = _shares(group, words[rows])
     _write_sets(tables, columns, rows, share, compiled, scratch)
     sizes = np.diff(starts)
     bucket_share = share[members[starts[:-1]]]
-    with progress("dedupe: comparing", len(rows), "candidates") as advance:
+    with progress("comparing similar texts", len(rows), "candidates") as advance:
         for number in range(int(share.max()) + 1):
             chosen = np.flatnonzero(share == number)
             local = np.full(len(rows), -1, np.int64)
             local[chosen] = np.arange(len(chosen))
-            sets = _read_sets(scratch / f"sets{number}")
             answers = near.Sets(np.empty(0, np.uint64), np.empty(0, np.int64))
             if len(columns) > 1:
                 answers = _read_sets(scratch / f"answers{number}")
-            local_starts = np.append(0, np.cumsum(sizes[bucket_share == number]))
-            found, similar = near.loop(
-                near.choose,
-                compiled or near.many_pairs(local_starts),
-                local[best[share[best] == number]],
-                int((rows[chosen] < there).sum()),
+            yield Meeting(
+                rows[chosen],
                 local[members[np.repeat(bucket_share == number, sizes)]],
-                local_starts,
-                *sets,
-                *answers,
-                threshold,
+                np.append(0, np.cumsum(sizes[bucket_share == number])),
+                _read_sets(scratch / f"sets{number}"),
+                answers,
             )
-            dropped = found >= 0
-            leader[rows[chosen[dropped]]] = rows[chosen[found[dropped]]]
-            similarity[rows[chosen[dropped]]] = similar[dropped]
             advance(len(chosen))
-    return leader, similarity
 
 
 def _shares(group: Rows, words: NDArray[np.int32]) -> Rows:
@@ -376,11 +437,12 @@ def _batches(tables: Tables, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Columns (id, and what else is needed of messages and text) of the data set that exists already, then of the
     table."""
     if tables.against:
-        yield from _named(tables.against, _existing(tables.against, columns))
-    yield from _named(tables.own, artifacts.read_texts(tables.own, columns, REMAKE))
+        yield from named(tables.against, _existing(tables.against, columns))
+    yield from named(tables.own, artifacts.read_texts(tables.own, columns, REMAKE))
 
 
-def _named(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def named(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches. Raises UserError at a row without an id."""
     done = 0
     for batch in batches:
         if batch.column("id").null_count:

@@ -2,12 +2,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pipeline import artifacts
+from pipeline import artifacts, rowfile
 from pipeline.errors import RecipeError, UserError
 from pipeline.recipe import Recipe
 from pipeline.records import COMPLETIONS, KEPT, TRAIN, WITHHELD, Row, make_id
@@ -277,3 +280,176 @@ def test_bad_tables_get_a_clear_message(case: Case) -> None:
 def test_one_huge_row_is_a_row_like_others(case: Case) -> None:
     counts = case.run([*ordinary(3), row("Huge?", "word " * 2_000_000)], validation_fraction=0.0)
     assert counts["outcomes"]["train"] == 4
+
+
+def test_bytes_that_are_no_text_are_named(case: Case) -> None:
+    case.run(ordinary(3), validation_fraction=0.0)
+    broken = pa.StringArray.from_buffers(3, pa.py_buffer(np.array([0, 1, 3, 4], np.int32)), pa.py_buffer(b"a\xff\xfeb"))
+    roles = pa.array(["user"] * 3)
+    turns = pa.ListArray.from_arrays([0, 1, 2, 3], pa.StructArray.from_arrays([roles, broken], ["role", "content"]))
+    inputs = {name: case.folder / f"{name}.parquet" for name in ("kept", "completions")}
+    for name, writer in (("kept", "dedupe"), ("completions", "collect")):
+        table = pq.read_table(inputs[name])
+        for column in ("id", "prompt_id", "messages", "text", "teacher"):
+            place = table.schema.get_field_index(column)
+            pq.write_table(table.set_column(place, column, turns if column == "messages" else broken), inputs[name])
+            said = rf"{name}.parquet: row 2 is damaged \({column}: Invalid UTF8.*--from {writer}\."
+            with pytest.raises(UserError, match=said):
+                assemble.run(case.recipe(baselines=True), inputs, case.folder / "out")
+        pq.write_table(table, inputs[name])
+
+
+@pytest.mark.parametrize("column", ["id", "prompt_id", "messages", "text"])
+def test_a_null_is_named_with_its_row(case: Case, column: str) -> None:
+    rows = sorted(ordinary(3), key=lambda r: r["id"])
+    case.run(rows)
+    rows[1][column] = None
+    artifacts.write_table(case.folder / "kept.parquet", KEPT, rows)
+    inputs = {name: case.folder / f"{name}.parquet" for name in ("kept", "completions")}
+    said = rf"kept.parquet: row 2 has no {column}" if "id" in column else f"row {rows[1]['id']}: .*{column}.* is null"
+    with pytest.raises(UserError, match=said):
+        assemble.run(case.recipe(), inputs, case.folder / "out")
+
+
+LONG_LINE = rowfile.MAX_LINE + 1
+EVALUATIONS: dict[str, list[tuple[bytes, str]]] = {
+    "jsonl": [
+        (b'{"question": "a"}\n[1]', ":2: expected an object"),
+        (b'{"question": "a"}\n{"question": ', ":2: is not JSON"),
+        (b'{"question": "a"}\n\xff', ":2: is not UTF-8 text"),
+        (b"[" * 100_000, ":1: is not JSON: it is nested too deeply"),
+        (b'{"question": "a"}\n{"question": "' + b"a" * LONG_LINE + b'"}', ":2: is longer than"),
+        (b'{"question": 7}', ":1: prompt: expected"),
+        (b'{"question": ""}', ":1: question: is empty"),
+        (b'{"prompt": [{"role": "user"}]}', r":1: prompt.0: expected"),
+        (b'{"prompt": [{"role": "judge", "content": "a"}]}', r":1: prompt.0.role: 'judge' is not one of"),
+        (b'{"messages": "a", "prompt": "b"}', ":1: prompt: expected `prompt` or `messages`, found both"),
+        (b"\n\n", ": has no rows"),
+    ],
+    "csv": [
+        (b"question,answer\na,b\nc,d,e\n", ":3: has more fields than the header"),
+        (b'question\n"a\n', ":2: is not CSV"),
+        (b"question\n\xff\n", ":2: is not UTF-8 text"),
+        (b"question\n" + b"a" * LONG_LINE + b"\n", ":2: is longer than"),
+        (b"query,answer\na,b\n", ":2: prompt: expected"),
+        (b'question\n""\n', ":2: question: is empty"),
+        (b"question,answer\n", ": has no rows"),
+        (b"", ": has no rows"),
+    ],
+    "txt": [(b"a", ": is not a .jsonl, .csv or .parquet file")],
+    "parquet": [(b"", ": cannot be read as a data set"), (b"PAR1 no more PAR1", ": cannot be read as a data set")],
+}
+
+
+@pytest.mark.parametrize(
+    "content, said, kind", [(*pair, kind) for kind, pairs in EVALUATIONS.items() for pair in pairs]
+)
+def test_a_bad_evaluation_file_is_named_with_line_and_field(case: Case, content: bytes, said: str, kind: str) -> None:
+    path = case.folder / f"set.{kind}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"set.{kind}{said}"):
+        case.run(ordinary(3), evaluations=[str(path)])
+
+
+def test_a_bad_evaluation_table_is_named_with_row_and_field(case: Case) -> None:
+    path = case.folder / "set.parquet"
+    broken = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 3], np.int32)), pa.py_buffer(b"a\xff\xfe"))
+    for columns, said in (
+        ({"query": ["a"]}, ":1: prompt: expected"),
+        ({"question": ["a", None]}, ":2: prompt: expected"),
+        ({"question": [1]}, ":1: prompt: expected"),
+        ({"question": [b"a"]}, ":1: prompt: expected"),
+        ({"prompt": [[{"role": "user", "content": None}]]}, ":1: prompt.0: expected"),
+        ({"question": broken}, ".*: cannot be read as a data set"),
+        ({"question": pa.array([], pa.string())}, ": has no rows"),
+    ):
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(UserError, match=f"set.parquet{said}"):
+            case.run(ordinary(3), evaluations=[str(path)])
+
+
+def test_half_a_character_in_an_evaluation_set_is_replaced(case: Case) -> None:
+    path = case.folder / "set.jsonl"
+    path.write_text('{"id": "\\udc80", "question": "What is half of a \\ud800 ?"}\n')
+    case.run([*ordinary(3), row("What is half of a ? ?", "x")], evaluations=[str(path)], validation_fraction=0.0)
+    assert case.table("withheld").overlaps.tolist() == ["?"]
+
+
+def test_nothing_left_counts_the_reasons(case: Case) -> None:
+    copied = [row(HELD_OUT, "Sulu"), row(f"Listen: {HELD_OUT} Be brief.", "Sulu")]
+    with pytest.raises(UserError, match=r"of 2 rows held_out_exact 1, held_out_overlap 1, validation 0"):
+        case.run(copied)
+    assert not list(case.folder.glob("out/*"))
+
+
+def test_ten_megabytes_in_one_prompt(case: Case) -> None:
+    counts = case.run([*ordinary(20), row("word " * 2_000_000, "x")], baselines=True, validation_fraction=0.2)
+    assert counts["reasons"] == {}
+
+
+def shingles(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split()
+    return {tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))}
+
+
+@st.composite
+def families(draw: st.DrawFn) -> list[Row]:
+    """Rows on prompts, prompts changed a little, some that repeat the held-out question."""
+    found: dict[str, Row] = {}
+    for family in range(draw(st.integers(1, 6))):
+        words = [f"w{family}x{n}" for n in range(draw(st.integers(3, 16)))]
+        for _ in range(draw(st.integers(1, 5))):
+            for _ in range(draw(st.integers(0, 1))):
+                words[draw(st.integers(0, len(words) - 1))] = f"e{draw(st.integers(0, 3))}"
+            text = " ".join([*words, *([HELD_OUT] if draw(st.integers(0, 9)) == 0 else [])])
+            made = row(
+                draw(st.sampled_from([text, text.upper()])),
+                "x",
+                draw(st.integers(0, 2)),
+                draw(st.sampled_from([0.5, 1.0])),
+            )
+            found[made["id"]] = made
+    return draw(st.permutations(list(found.values())))
+
+
+# Not at random: the chance that two prompts exactly at the threshold meet in no bucket is 0.2 % at most, by design.
+@settings(derandomize=True, deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(families(), st.sampled_from([0.05, 0.3, 0.6]), st.integers(1, 2), st.integers(0, 3))
+def test_the_split_against_brute_force(case: Case, rows: list[Row], fraction: float, best_of: int, seed: int) -> None:
+    def run(rows: list[Row]) -> dict[str, Any]:
+        """id -> (where it went, why, what it repeats); and the random subset."""
+        for name, schema in (("kept", KEPT), ("completions", COMPLETIONS)):
+            table = [{k: r[k] for k in schema.names} for r in rows]
+            artifacts.write_table(case.folder / f"{name}.parquet", schema, table)
+        inputs = {name: case.folder / f"{name}.parquet" for name in ("kept", "completions")}
+        out = case.folder / "out"
+        out.mkdir(exist_ok=True)
+        recipe = case.recipe(seed, baselines=True, validation_fraction=fraction, best_of=best_of)
+        try:
+            assemble.run(recipe, inputs, out)
+        except UserError as error:
+            assert "nothing is left to train on" in str(error)
+            return {}
+        went: dict[str, Any] = {}
+        for name in ("train", "validation", "withheld"):
+            for r in pq.read_table(out / f"{name}.parquet").to_pylist():
+                assert r["id"] not in went
+                went[r["id"]] = (name, r.get("reason"), r.get("overlaps"))
+        assert went.keys() == {r["id"] for r in rows}
+        return went | {"subset": set(pq.read_table(out / "random_subset.parquet", columns=["id"])["id"].to_pylist())}
+
+    went = run(rows)
+    assert run(sorted(rows, key=lambda r: r["id"])) == went
+    if not went:
+        return
+    sides: dict[str, dict[str, set[tuple[str, ...]]]] = {"train": {}, "validation": {}, "withheld": {}}
+    for r in rows:
+        sides[went[r["id"]][0]][r["prompt_id"]] = shingles(r["messages"][0]["content"])
+    assert not sides["train"].keys() & sides["validation"].keys()
+    for a in sides["train"].values():
+        for b in sides["validation"].values():
+            assert len(a & b) / len(a | b) < assemble.SPLIT_THRESHOLD
+    for r in rows:
+        if r["id"] in went["subset"]:
+            a = shingles(r["messages"][0]["content"])
+            assert all(len(a & b) / len(a | b) < assemble.SPLIT_THRESHOLD for b in sides["validation"].values())

@@ -393,3 +393,19 @@ def test_a_model_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
     (tmp_path / "empty/config.json").write_text('{"model_type": "model2vec"}')
     with pytest.raises(UserError, match=r"empty cannot be opened"):
         run(tmp_path, rows, semantic={"model": str(tmp_path / "empty")})
+
+
+def test_similar_rows_follow_chains_and_equal_texts(tmp_path: Path) -> None:
+    words = [f"w{n}" for n in range(60)]
+    chain = [" ".join(words[at : at + 30]) for at in range(0, 9, 3)]  # neighbours share 23 of 29 shingles
+    texts = [*chain, "other", chain[1].upper(), "Other", "third"]
+    path = tmp_path / "kept.parquet"
+    artifacts.write_table(path, KEPT, [row(number, text, "x") for number, text in enumerate(texts)])
+
+    def groups(*rows: int) -> list[int]:
+        return dedupe.similar_rows(path, ("messages",), np.array(rows), 0.7, tmp_path).tolist()
+
+    assert groups(*range(7)) == [0, 0, 0, 3, 0, 3, 6]
+    assert groups(5, 2, 0, 4, 3)[:4] == [5, 0, 0, 0] and groups(5, 3)[0] == groups(5, 3)[1]
+    assert groups(2, 0) == [2, 0]  # without the one between them
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept.parquet"]
