@@ -245,15 +245,20 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_bad_tables_get_a_clear_message(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="row 000001: messages or text is null"):
-        run(tmp_path, [row(0, "p", "a"), row(1, "p", None)])
-    nobody = row(1, "p", "a") | {"messages": None}
-    with pytest.raises(UserError, match="row 000001: messages or text is null"):
-        run(tmp_path, [row(0, "p", "a"), nobody])
-    with pytest.raises(UserError, match="row 000001: messages or text is null"):
-        run(tmp_path, [row(0, "p", "a"), row(1, "p", "a") | {"messages": [{"role": "user", "content": None}]}])
-    with pytest.raises(UserError, match="input.parquet: row 2 has no id"):
-        run(tmp_path, [row(0, "p", "a"), row(1, "p", "a") | {"id": None}])
+    good, without = row(0, "p", "a"), {"role": "user", "content": None}
+    for bad, name in (
+        ({"text": None}, "text"),
+        ({"messages": None}, "messages"),
+        ({"messages": [good["messages"][0], without]}, "messages"),
+        ({"id": None}, "id"),
+    ):
+        with pytest.raises(UserError, match=rf"input.parquet: row 2 has no {name} \(null\). Make .* --from filter"):
+            run(tmp_path, [good, row(1, "p", "a") | bad])
+    artifacts.write_table(tmp_path / "old.parquet", KEPT, [good, good, good | {"text": None}])
+    with pytest.raises(
+        UserError, match=r"old.parquet: row 3 has no text \(null\). Name another file in dedupe.against"
+    ):
+        run(tmp_path, [good], against=tmp_path / "old.parquet")
     with pytest.raises(UserError, match="has no rows"):
         run(tmp_path, [])
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "thin.parquet")
