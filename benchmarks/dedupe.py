@@ -1,8 +1,9 @@
 """Speed, memory, recall and precision of dedupe, beside other tools where they are installed.
 
-    python benchmarks/dedupe.py [--rows 100000] [--tools seqkd rensa datasketch gaoya] [--peers .envs/peers]
+    python benchmarks/dedupe.py [--rows 100000] [--tools seqkd rensa datasketch gaoya datatrove] [--peers .envs/peers]
 
-    python -m venv .envs/peers && .envs/peers/bin/pip install numpy pyarrow rensa==0.5.0 datasketch==2.0.0 gaoya==0.2.2
+    python -m venv .envs/peers && .envs/peers/bin/pip install numpy pyarrow rensa==0.5.0 datasketch==2.0.0 \\
+        gaoya==0.2.2 datatrove==0.10.1 regex "xxhash<4"
 
 makes `--rows` answers of 166 words (Zipf-distributed words; a fifth of the answers are copies of others with 1 to 30
 words changed, so that their similarity spreads from 0.2 to 1), writes them as filter would, and runs each tool in a
@@ -158,6 +159,40 @@ def gaoya(folder: Path) -> set[int]:
     return dropped
 
 
+def datatrove(folder: Path) -> set[int]:
+    """datatrove's MinHash steps one after the other in this process, without its executor: signatures, buckets,
+    clusters. Words are split at white space and lower-cased, and nothing else is done to them, which is faster than its
+    default (spaCy, and the removal of punctuation) and gives the shingles that the others have; files are read 1,000
+    signatures at a time (default: 5)."""
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup import minhash
+    from datatrove.utils.text import TextNormConfig
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class Words(WordTokenizer):  # type: ignore[misc]
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+        def sent_tokenize(self, text: str) -> list[str]:
+            return [text]
+
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            return [(0, len(text))]
+
+    plain = TextNormConfig(
+        norm_whitespace=False, remove_punctuation=False, norm_unicode_diacritics=False, norm_numbers=False
+    )
+    config = minhash.MinhashConfig(n_grams=5, num_buckets=16, hashes_per_bucket=8, norm_config=plain)
+    signatures, met, groups = (str(folder / name) for name in ("signatures", "met", "groups"))
+    documents = (Document(text=text, id=str(row)) for row, text in enumerate(_texts(folder)))
+    minhash.MinhashDedupSignature(signatures, config, Words()).run(documents)
+    buckets = minhash.MinhashDedupBuckets(signatures, met, config=config, lines_to_buffer=1000)
+    for rank in range(config.num_buckets):
+        buckets.run(None, rank, config.num_buckets)
+    minhash.MinhashDedupCluster(met, groups, config, lines_to_buffer=1000).run(None, 0, 1)
+    return set(np.fromfile(Path(groups) / "000000.remove", "<u4").tolist())
+
+
 def floor(folder: Path) -> float:
     """CPU seconds of the signatures alone."""
     from pipeline import near, near_compiled
@@ -170,7 +205,7 @@ def floor(folder: Path) -> float:
     return total
 
 
-TOOLS = {"seqkd": seqkd, "rensa": rensa, "datasketch": datasketch, "gaoya": gaoya}
+TOOLS = {"seqkd": seqkd, "rensa": rensa, "datasketch": datasketch, "gaoya": gaoya, "datatrove": datatrove}
 
 
 def measure(tool: str, folder: Path) -> dict[str, float]:

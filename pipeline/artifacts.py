@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
@@ -153,17 +154,54 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
             yield batch
 
 
-def read_texts(path: Path, columns: list[str] | None = None, mend: str = "Make it again.") -> Iterator[pa.RecordBatch]:
+def check(path: Path, schema: pa.Schema, writer: str) -> int:
+    """How many rows a table has that the stage `writer` wrote. Raises UserError if it lacks a column of the schema, has
+    one of another type, or has no rows."""
+    there = pq.read_schema(path)
+    for field in schema:
+        if field.name not in there.names:
+            raise UserError(f"{path} has no column {field.name!r}. Make it again with --from {writer}.")
+        found = there.field(field.name).type
+        if found != field.type:
+            raise UserError(
+                f"{path}: the column {field.name!r} has type {found}, not {field.type}. Make it again with "
+                f"--from {writer}."
+            )
+    rows = count_rows(path)
+    if not rows:
+        raise UserError(f"{path} has no rows: nothing was left by {writer}. `seqkd status` says why.")
+    return rows
+
+
+def read_texts(
+    path: Path, columns: list[str] | None = None, mend: str = "Make it again.", needed: Iterable[str] = ()
+) -> Iterator[pa.RecordBatch]:
     """`read_batches` for columns of text: Arrow reads bytes that are no UTF-8 without a word, and later steps would
-    stumble over them. Raises UserError, which names the row and ends with `mend`, what to do about it."""
+    stumble over them, as over a null in one of the columns `needed`. Raises UserError, which names the row and the
+    column and ends with `mend`, what to do about it."""
     done = 0
     for batch in read_batches(path, columns):
         if _damage(batch):
             for row in range(batch.num_rows):
                 if said := _damage(batch.take(pa.array([row]))):
                     raise UserError(f"{path}: row {done + row + 1:,} is damaged ({said}). {mend}")
+        for name in needed:
+            if (null := first_null(batch.column(name))) is not None:
+                raise UserError(f"{path}: row {done + null + 1:,} has no {name} (null). {mend}")
         yield batch
         done += batch.num_rows
+
+
+def first_null(column: pa.Array) -> int | None:
+    """The first place at which a column is null, or a list of messages has one without content, if there is one."""
+    nulls = column.is_null()
+    if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
+        nulls = nulls.to_numpy(zero_copy_only=False).copy()
+        without = pc.is_null(pc.struct_field(column.flatten(), "content"))
+        nulls[pc.list_parent_indices(column).filter(without).to_numpy()] = True
+        nulls = pa.array(nulls)
+    row: int = pc.index(nulls, True).as_py()
+    return None if row < 0 else row
 
 
 def _damage(batch: pa.RecordBatch) -> str | None:

@@ -25,7 +25,7 @@ dedupe.similar_rows remembers and writes beside the result.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +119,7 @@ def contaminated(path: Path, index: overlap.Index, complete: bool = True) -> Pla
     compiled = artifacts.text_bytes(path, columns) >= near.COMPILE_BYTES
     begin = 0
     with progress("assemble: comparing with held-out questions", rows, "rows") as advance:
-        for batch in dedupe.named(path, _read(path, ["id", *columns])):
+        for batch in _read(path, ["id", *columns], needed=["id", "messages", *(["text"] if complete else [])]):
             if not complete:
                 batch = batch.set_column(batch.schema.get_field_index("text"), "text", batch["text"].fill_null(""))
             for hit in overlap.find(index, texts_of(batch, columns), compiled):
@@ -134,9 +134,6 @@ def prompts_of(path: Path) -> tuple[Rows, Rows]:
 
     Raises UserError at a row without a prompt_id, or with one that is no text."""
     names = _column(path, "prompt_id")
-    if names.null_count:
-        row = pc.index(pc.is_null(names), True).as_py() + 1
-        raise UserError(f"{path}: row {row:,} has no prompt_id. Every row needs one.")
     prompt = pc.rank(names, tiebreaker="dense").to_numpy().astype(np.int64) - 1
     first = np.empty(int(prompt.max()) + 1, np.int64)
     first[prompt[::-1]] = np.arange(len(prompt))[::-1]
@@ -247,13 +244,13 @@ def _draws(seed: int, purpose: str, names: pa.Array) -> NDArray[np.float64]:
     return np.fromiter((int.from_bytes(digest, "big") / 2**64 for digest in digests), np.float64, len(names))
 
 
-def _read(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    return artifacts.read_texts(path, columns, f"Make it again with --from {READS[path.stem]}.")
+def _read(path: Path, columns: list[str], needed: Iterable[str] = ()) -> Iterator[pa.RecordBatch]:
+    return artifacts.read_texts(path, columns, f"Make it again with --from {READS[path.stem]}.", needed)
 
 
 def _column(path: Path, name: str) -> pa.ChunkedArray:
     """A whole column of ids."""
-    return pa.chunked_array([batch.column(name) for batch in _read(path, [name])])
+    return pa.chunked_array([batch.column(name) for batch in _read(path, [name], needed=[name])])
 
 
 def _rows_at(path: Path, rows: Rows, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -288,8 +285,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     Raises UserError if a table is damaged, if nothing is left to train on, or if a named evaluation set is malformed.
     """
     kept, completions = inputs["kept"], inputs["completions"]
-    dedupe.check(kept, KEPT, "dedupe")
-    dedupe.check(completions, COMPLETIONS, "collect")
+    artifacts.check(kept, KEPT, "dedupe")
+    artifacts.check(completions, COMPLETIONS, "collect")
     items = forbidden(recipe)
     index = overlap.index(items, recipe.assemble.overlap)
     decided = plan(recipe, kept, contaminated(kept, index), out)

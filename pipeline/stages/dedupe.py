@@ -108,9 +108,8 @@ def sources(recipe: Recipe) -> dict[str, Path]:
 
 
 def texts_of(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
-    """One text a row: the messages' contents and the answer, as far as they are in `columns`, joined with near.PART.
-
-    Raises UserError if one of them is null."""
+    """One text a row: the messages' contents and the answer, as far as they are in `columns`, joined with near.PART. None
+    of them is null."""
     parts = []
     for name in columns:
         column = batch.column(name)
@@ -120,13 +119,7 @@ def texts_of(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
                 pa.ListArray.from_arrays(column.offsets, contents, mask=column.is_null()), near.PART
             )
         parts.append(column)
-    texts = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, near.PART)
-    if texts.null_count:
-        row = pc.index(pc.is_null(texts), True).as_py()
-        raise UserError(
-            f"row {batch.column('id')[row].as_py()}: {' or '.join(columns)} is null. Every row needs a text."
-        )
-    return texts
+    return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, near.PART)
 
 
 def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
@@ -437,19 +430,8 @@ def _batches(tables: Tables, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Columns (id, and what else is needed of messages and text) of the data set that exists already, then of the
     table."""
     if tables.against:
-        yield from named(tables.against, _existing(tables.against, columns))
-    yield from named(tables.own, artifacts.read_texts(tables.own, columns, REMAKE))
-
-
-def named(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same batches. Raises UserError at a row without an id."""
-    done = 0
-    for batch in batches:
-        if batch.column("id").null_count:
-            row = done + pc.index(pc.is_null(batch.column("id")), True).as_py() + 1
-            raise UserError(f"{path}: row {row:,} has no id. Every row needs one.")
-        yield batch
-        done += batch.num_rows
+        yield from _existing(tables.against, columns)
+    yield from artifacts.read_texts(tables.own, columns, REMAKE, needed=columns)
 
 
 def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -462,7 +444,7 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         except pa.ArrowException as error:
             raise UserError(f"dedupe.against: {path} cannot be read as Parquet ({error}).") from None
         if names.issuperset(columns):
-            for batch in artifacts.read_texts(path, columns, "Name another file in dedupe.against."):
+            for batch in artifacts.read_texts(path, columns, "Name another file in dedupe.against.", columns):
                 yield batch.cast(schema)
             return
     objects = questions.read_objects(path)
@@ -505,22 +487,6 @@ def _split(path: Path, verdict: Verdict) -> Iterator[list[pa.RecordBatch]]:
         begin += batch.num_rows
 
 
-def check(path: Path, schema: pa.Schema, writer: str) -> None:
-    """Raises UserError if a table that the stage `writer` wrote lacks a column, has one of another type or no rows."""
-    there = pq.read_schema(path)
-    for field in schema:
-        if field.name not in there.names:
-            raise UserError(f"{path} has no column {field.name!r}. Make it again with --from {writer}.")
-        found = there.field(field.name).type
-        if found != field.type:
-            raise UserError(
-                f"{path}: the column {field.name!r} has type {found}, not {field.type}. Make it again with "
-                f"--from {writer}."
-            )
-    if not artifacts.count_rows(path):
-        raise UserError(f"{path} has no rows: nothing was left by {writer}. `seqkd status` says why.")
-
-
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Write kept.parquet and duplicates.parquet; return the counts.
 
@@ -529,7 +495,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """
     path = inputs["kept"]
     section = recipe.dedupe
-    check(path, KEPT, "filter")
+    artifacts.check(path, KEPT, "filter")
     with tempfile.TemporaryDirectory(prefix=".scratch", dir=out) as scratch:
         verdict = find_duplicates(Tables(path, section.against), section, Path(scratch))
     dropped = verdict.leader.is_valid().to_numpy(zero_copy_only=False)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
 from pipeline import artifacts, judge, paths
@@ -92,7 +91,7 @@ def agreements(source: Path) -> np.ndarray:
 
     source: a table with prompt_id and text.
     """
-    prompts = (batch["prompt_id"].fill_null("") for batch in _batches(source, ["prompt_id"]))
+    prompts = (batch["prompt_id"] for batch in _batches(source, ["id", "prompt_id"], needed=["id", "prompt_id"]))
     prompt = np.concatenate([_hashes(name.encode() for name in ids.to_pylist()) for ids in prompts])
     samples = _group_sizes(prompt, prompt)
     if samples.max() == 1:
@@ -320,7 +319,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Split completions into kept and rejected. Raises UserError if the input is not usable or nothing is kept, and
     what collect raises where there is a judge."""
     source, config = inputs["completions"], recipe.filter
-    total = _check(source)
+    total = artifacts.check(source, COMPLETIONS, "collect")
     shares = agreements(source)
 
     masks = np.zeros(total, dtype=np.uint64)
@@ -368,27 +367,10 @@ def _stop_if_nothing_is_left(source: Path, masks: np.ndarray) -> None:
         )
 
 
-def _check(source: Path) -> int:
-    """How many rows there are. Raises UserError if the table cannot be filtered."""
-    schema = pq.read_schema(source)
-    for field in COMPLETIONS:
-        if field.name not in schema.names:
-            raise UserError(f"{source}: has no column {field.name}. Make the table again with --from collect.")
-        found = schema.field(field.name).type
-        if found != field.type:
-            raise UserError(
-                f"{source}: the column {field.name} has type {found}, not {field.type}. Make the table again with "
-                "--from collect."
-            )
-    total = artifacts.count_rows(source)
-    if not total:
-        raise UserError(f"{source}: has no rows. failures.parquet beside it says why there are no answers.")
-    return total
-
-
-def _batches(source: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches whose text is text. Raises UserError where bytes that are not UTF-8 were put into a column of text."""
-    return artifacts.read_texts(source, columns, "Make the table again with --from collect.")
+def _batches(source: Path, columns: list[str], needed: Iterable[str] = ()) -> Iterator[pa.RecordBatch]:
+    """Batches whose text is text. Raises UserError where bytes that are not UTF-8 were put into a column of text, or
+    where one of the columns `needed` is null."""
+    return artifacts.read_texts(source, columns, "Make the table again with --from collect.", needed)
 
 
 def _names(mask: np.uint64) -> list[str]:

@@ -150,6 +150,94 @@ def test_against_brute_force(tmp_path: Path, texts: list[tuple[str, float]]) -> 
         assert all(similarity(a, b) < 0.8 for b in kept.id if b != a)
 
 
+@st.composite
+def tables(draw: st.DrawFn) -> list[Row]:
+    """Rows with prompts and answers of `families`: ids in order, every row's prompt one of a few."""
+    prompts = [text for text, _ in draw(families())]
+    return [
+        row(n, draw(st.sampled_from(prompts)), text, agreement) for n, (text, agreement) in enumerate(draw(families()))
+    ]
+
+
+def verdicts(folder: Path, rows: list[Row], **section: Any) -> dict[str, tuple[str, float, str]]:
+    """Each dropped row's (duplicate_of, similarity, reason); every row is in one of the two tables, in its place and as
+    it was."""
+    artifacts.write_table(folder / "input.parquet", KEPT, rows)
+    dedupe.run(recipe(**section), {"kept": folder / "input.parquet"}, folder)
+    kept, dropped = (artifacts.read_table(folder / f"{name}.parquet").to_pylist() for name in ("kept", "duplicates"))
+    found = {r["id"]: (r.pop("duplicate_of"), r.pop("similarity"), r.pop("reason")) for r in dropped}
+    whole = artifacts.read_table(folder / "input.parquet").to_pylist()
+    assert kept == [r for r in whole if r["id"] not in found]
+    assert dropped == [r for r in whole if r["id"] in found]
+    return found
+
+
+def brute_force(old: list[Row], rows: list[Row], on: str, threshold: float) -> dict[str, tuple[str, float, str]]:
+    """What `verdicts` should find, from comparing all pairs. `old`: the data set that exists already."""
+    order = [*old, *sorted(rows, key=lambda r: (-r["agreement"], r["id"]))]
+    parts = {r["id"]: [*(turn["content"] for turn in r["messages"]), r["text"]] for r in order}
+    parts = {name: {"prompt": said[:-1], "completion": said[-1:], "pair": said}[on] for name, said in parts.items()}
+    texts = {name: " | ".join(said) for name, said in parts.items()}  # what parts them is a word of its own
+    words = {name: tuple(text.lower().split()) for name, text in texts.items()}
+    sets = {name: shingles(text) for name, text in texts.items()}
+    answers = {r["id"]: shingles(r["text"]) for r in order}
+    fixed, kept, found = {r["id"] for r in old}, [], {}
+    firsts: dict[tuple[str, ...], str] = {}
+
+    def jaccard(a: set[Any], b: set[Any]) -> float:
+        return len(a & b) / len(a | b)
+
+    for name in words:
+        first = firsts.setdefault(words[name], name)
+        if first != name:
+            found[name] = found.get(first, (first, 1.0, "exact"))
+            continue
+        scored = [
+            (jaccard(sets[name], sets[other]), -place, other)
+            for place, other in enumerate(kept)
+            if on != "pair" or jaccard(answers[name], answers[other]) >= threshold / 2
+        ]
+        best = max(scored, default=(0.0, 0, ""))
+        if best[0] >= threshold and name not in fixed:
+            found[name] = (best[2], best[0], "near")
+        else:
+            kept.append(name)
+    return {name: verdict for name, verdict in found.items() if name not in fixed}
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tables(), st.sampled_from(sorted(dedupe.COMPARED)), st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.data())
+def test_the_verdicts_are_those_of_brute_force(
+    tmp_path: Path, rows: list[Row], on: str, threshold: float, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(0, len(rows) - 1), label="rows that exist already")
+    old, own = [r | {"id": f"old{r['id']}"} for r in rows[:count]], rows[count:]
+    expected = brute_force(old, own, on, threshold)
+    artifacts.write_table(tmp_path / "old.parquet", KEPT, old)
+    section = {"on": on, "near": {"threshold": threshold}} | ({"against": tmp_path / "old.parquet"} if old else {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "scheme", lambda _: near.Scheme(near.PERMUTATIONS, 1))  # all that share much meet
+        if len(expected) == len(own):
+            with pytest.raises(UserError, match="all repeat rows of"):
+                verdicts(tmp_path, own, **section)
+        else:
+            assert verdicts(tmp_path, own, **section) == expected
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tables(), st.sampled_from(sorted(dedupe.COMPARED)), st.data())
+def test_neither_shares_nor_batches_nor_the_order_of_rows_matter(
+    tmp_path: Path, rows: list[Row], on: str, data: st.DataObject
+) -> None:
+    section = {"on": on, "near": {"threshold": data.draw(st.sampled_from([0.3, 0.5, 0.8]))}}
+    expected = verdicts(tmp_path, rows, **section)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedupe, "SHINGLES_AT_ONCE", data.draw(st.sampled_from([1, 20, 100]), label="shingles at once"))
+        patch.setattr(artifacts, "ROW_GROUP", data.draw(st.integers(1, 5), label="rows a batch"))
+        patch.setattr(near, "COMPILE_BYTES", data.draw(st.sampled_from([0, 1 << 30]), label="compiled from"))
+        assert verdicts(tmp_path, data.draw(st.permutations(rows)), **section) == expected
+
+
 @pytest.fixture
 def family(tmp_path: Path) -> list[Row]:
     """A few thousand rows with copies, edited copies and short texts."""
@@ -245,15 +333,20 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_bad_tables_get_a_clear_message(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="row 000001: messages or text is null"):
-        run(tmp_path, [row(0, "p", "a"), row(1, "p", None)])
-    nobody = row(1, "p", "a") | {"messages": None}
-    with pytest.raises(UserError, match="row 000001: messages or text is null"):
-        run(tmp_path, [row(0, "p", "a"), nobody])
-    with pytest.raises(UserError, match="row 000001: messages or text is null"):
-        run(tmp_path, [row(0, "p", "a"), row(1, "p", "a") | {"messages": [{"role": "user", "content": None}]}])
-    with pytest.raises(UserError, match="input.parquet: row 2 has no id"):
-        run(tmp_path, [row(0, "p", "a"), row(1, "p", "a") | {"id": None}])
+    good, without = row(0, "p", "a"), {"role": "user", "content": None}
+    for bad, name in (
+        ({"text": None}, "text"),
+        ({"messages": None}, "messages"),
+        ({"messages": [good["messages"][0], without]}, "messages"),
+        ({"id": None}, "id"),
+    ):
+        with pytest.raises(UserError, match=rf"input.parquet: row 2 has no {name} \(null\). Make .* --from filter"):
+            run(tmp_path, [good, row(1, "p", "a") | bad])
+    artifacts.write_table(tmp_path / "old.parquet", KEPT, [good, good, good | {"text": None}])
+    with pytest.raises(
+        UserError, match=r"old.parquet: row 3 has no text \(null\). Name another file in dedupe.against"
+    ):
+        run(tmp_path, [good], against=tmp_path / "old.parquet")
     with pytest.raises(UserError, match="has no rows"):
         run(tmp_path, [])
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "thin.parquet")

@@ -189,9 +189,12 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=match):
             stage.run(recipe(), {"completions": path}, tmp_path)
 
-    stopped(table.drop_columns(["text", "sample"]), "no column sample.*--from collect")
-    stopped(table.set_column(4, "text", pa.array([7])), "column text has type int64, not string")
-    stopped(table.slice(0, 0), "has no rows.*failures.parquet")
+    stopped(table.drop_columns(["text", "sample"]), "completions.parquet has no column 'sample'.*--from collect")
+    stopped(table.set_column(4, "text", pa.array([7])), "column 'text' has type int64, not string.*--from collect")
+    stopped(table.slice(0, 0), "has no rows: nothing was left by collect")
+    for name in ("id", "prompt_id"):
+        bad = table.set_column(table.schema.get_field_index(name), name, pa.nulls(1, pa.string()))
+        stopped(bad, rf"completions.parquet: row 1 has no {name} \(null\).*--from collect")
     broken = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
     stopped(table.set_column(4, "text", broken), r"row 1 is damaged \(text: Invalid UTF8")
 
