@@ -434,7 +434,7 @@ def _shingles(words: _Words, size: int) -> tuple[Bits, Rows]:
     sizes = np.where(short, 1, counts - size + 1)
     starts = _starts(sizes)
     values = np.empty(starts[-1], np.uint64)
-    values[starts[:-1][short]] = mix(words.fingerprints[short, 0] ^ words.fingerprints[short, 1])
+    values[starts[:-1][short]] = words.fingerprints[short, 0]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     place = np.arange(len(values)) - starts[owner] + words.starts[owner]
     full = ~short[owner]

@@ -216,10 +216,10 @@ def _words(data: Any, begin: int, end: int, table: Any, hashes: Any) -> Any:
 
 
 @jit
-def _shingle(hashes: Any, count: int, size: int, first: Any, second: Any) -> int:
-    """Replace the words' hashes by the shingles'; return how many there are."""
+def _shingle(hashes: Any, count: int, size: int, whole: Any) -> int:
+    """Replace the words' hashes by the shingles', that of a short text by `whole`; return how many there are."""
     if count < size:
-        hashes[0] = _mix(first ^ second)
+        hashes[0] = whole
         return 1
     for at in range(count - size + 1):
         value = hashes[at]
@@ -241,7 +241,7 @@ def _sketch(
         prints[text, 0], prints[text, 1], words[text] = first, second, count
         if keys.shape[0] == 0:
             continue
-        shingles = _shingle(hashes, count, SHINGLE, first, second)
+        shingles = _shingle(hashes, count, SHINGLE, first)
         minima[:] = TOP
         for at in range(shingles):
             x = uint32(hashes[at] >> _32)
@@ -286,8 +286,8 @@ def _sets(data: Any, offsets: Any, begin: int, end: int, table: Any, size: int, 
     values = np.empty(max(16, (offsets[end] - offsets[begin]) // 4 + 2 * (end - begin)), np.uint64)
     filled = 0
     for text in range(begin, end):
-        count, first, second = _words(data, offsets[text], offsets[text + 1], table, hashes)
-        shingles = _shingle(hashes, count, size, first, second)
+        count, first, _ = _words(data, offsets[text], offsets[text + 1], table, hashes)
+        shingles = _shingle(hashes, count, size, first)
         values = _room(values, filled, shingles)
         ordered = np.sort(hashes[:shingles])
         before = filled

@@ -59,6 +59,16 @@ def test_shingle_sets_have_the_sizes_and_overlaps_of_the_definition(values: list
             assert len(found[i] & found[j]) == len(expected[i] & expected[j])
 
 
+@given(texts)
+def test_texts_shorter_than_a_shingle_are_similar_to_their_equals_only(values: list[str]) -> None:
+    short = [words[:4] for words in map(words_of, values)]
+    sets = near.shingle_sets(pa.array([" ".join(words).replace("|PART|", near.PART) for words in short], pa.string()))
+    assert np.diff(sets.starts).tolist() == [1] * len(short)
+    for i in range(len(short)):
+        for j in range(i):
+            assert (sets.values[i] == sets.values[j]) == (short[i] == short[j])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compile_first() -> None:
     """Before hypothesis looks at the clock."""

@@ -43,7 +43,7 @@ from pipeline.progress import progress
 from pipeline.recipe import Dedupe, Recipe
 from pipeline.records import DUPLICATES, KEPT, Row
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("dedupe",)
 READS = {"kept": "filter"}
 
@@ -108,8 +108,8 @@ def sources(recipe: Recipe) -> dict[str, Path]:
 
 
 def texts_of(batch: pa.RecordBatch, columns: tuple[str, ...]) -> pa.Array:
-    """One text a row: the messages' contents and the answer, as far as they are in `columns`, joined with near.PART. None
-    of them is null."""
+    """One text a row: the messages' contents and the answer, as far as they are in `columns`, joined with near.PART.
+    Neither may be null."""
     parts = []
     for name in columns:
         column = batch.column(name)

@@ -264,7 +264,9 @@ def test_bad_tables_get_a_clear_message(case: Case) -> None:
     with pytest.raises(UserError, match=r"kept.parquet has no rows: nothing was left by dedupe"):
         case.run([])
     nobody = row("One?", "a") | {"messages": None}
-    with pytest.raises(UserError, match=r"kept.parquet: row \d has no messages \(null\). Make it again with --from dedupe"):
+    with pytest.raises(
+        UserError, match=r"kept.parquet: row \d has no messages \(null\). Make it again with --from dedupe"
+    ):
         case.run([*ordinary(3), nobody])
     inputs = {name: case.folder / f"{name}.parquet" for name in ("kept", "completions")}
     table = pq.read_table(inputs["kept"])
