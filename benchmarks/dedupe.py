@@ -3,7 +3,7 @@
     python benchmarks/dedupe.py [--rows 100000] [--tools seqkd rensa datasketch gaoya datatrove] [--peers .envs/peers]
 
     python -m venv .envs/peers && .envs/peers/bin/pip install numpy pyarrow rensa==0.5.0 datasketch==2.0.0 \\
-        gaoya==0.2.2 datatrove==0.10.1 regex "xxhash<4"
+        gaoya==0.2.2 datatrove==0.10.1 regex tokenizers "xxhash<4"
 
 makes `--rows` answers of 166 words (Zipf-distributed words; a fifth of the answers are copies of others with 1 to 30
 words changed, so that their similarity spreads from 0.2 to 1), writes them as filter would, and runs each tool in a
