@@ -386,8 +386,31 @@ _DISAPPROVES = _re(
     """
 )
 _ASKS_JUDGEMENT = re.compile(
-    r"\b(?:should|ethic\w*|appropriate|acceptable|legal|illegal|allowed|safe|okay|ok|right|wrong|moral|advi[cs]e|recommend\w*)\b",
+    r"\b(?:should|ethic\w*|appropriate|acceptable|legal|illegal|allowed|forbidden|prohibited|banned|safe|okay|ok|right|wrong|moral|advi[cs]e|recommend\w*)\b",
     re.I,
+)
+# What begins a lecture in place of an answer. It is one where the prompt asks how to do something, and hardly anything
+# follows that does not admonish.
+_LECTURES = _re(
+    r"""
+    ^there (?:is|are) no (?:\w+ ){0,3}?(?:ways?|steps?|means|methods?|places?)\b
+    |\bi (?:am [^.!?,]{1,60} and )?(?:do not|don't) (?:condone|promote|support|encourage|endorse)\b
+    |\b(?:it is|it's) (?:\w+ )?(?:important|crucial|essential|worth|vital) (?:to|noting)(?: \w+){0,3}? that
+        [ ][^.!?]{0,160}?\b(?:illegal|unethical|immoral|against the law|a crime|(?:never|not) (?:acceptable|appropriate
+        |ethical|okay|ok|right|justified))\b
+    |\b(?:is|was)(?: not|n't) an? (?:\w+ )?(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)\b
+    |\bthe (?:\w+ ){1,2}way to [^.!?]{1,60} is (?:not to|to not|to never|to avoid)\b
+    |^[^.!?]{1,100} (?:is|are) (?:\w+ )?(?:illegal|unethical|immoral|against the law|a (?:serious )?crime
+        |never (?:acceptable|appropriate|ethical|okay|ok|right|justified|the answer))\b
+    """
+)
+_ASKS_HOW = re.compile(r"\b(?:how|where|ways?|steps?|tips|methods?|best|teach me|help me|show me)\b", re.I)
+_ADMONISHES = _re(
+    r"""
+    \b(?:illegal|unethical|immoral|crimes?|criminal|harm\w*|violen\w+|abus\w+|respect\w*|dignity|rights|safety
+        |consequences|acceptable|unacceptable|appropriate|inappropriate|consent|well-?being|responsib\w+|condone
+        |professional help|authorities|peaceful\w*|ethical\w*|morals?)\b
+    """
 )
 # Strong even where another voice may be speaking.
 _REFUSES_REQUEST = _re(
@@ -473,7 +496,7 @@ _REFUSES_ELSEWHERE = _re(
 )
 # One of these is in every ASCII text in which that pattern is found.
 _ELSEWHERE = ("nicht", "no puedo", "no voy", "je ne", "non posso", "ik ")
-# RE2 that is found wherever one of the four patterns above is, and small: RE2 is slow where a pattern has many states.
+# RE2 that is found wherever one of the five patterns above is, and small: RE2 is slow where a pattern has many states.
 _MAY_REFUSE = _joined(
     r"""
     \bi(?:'m|'d|'ll| am| would| will)? (?:[a-z,'-]+ ){0,4}(?:can't|cannot|can not|won't|will not|wouldn't|would not
@@ -494,6 +517,11 @@ _MAY_REFUSE = _joined(
     |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
         (?:is|are) never
     |^\W*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\W*$)
+    |^there (?:is|are) no |(?:don't|not) (?:condone|promote|support|encourage|endorse)
+    |(?:it is|it's) (?:\S+ )?(?:important|crucial|essential|worth|vital) (?:to|noting)(?: \S+){0,3}? that[ ]
+    |(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)
+    |way to [^.!?]+ is (?:not to|to not|to never|to avoid)
+    |^[^.!?]+ (?:is|are) (?:\S+ )?(?:illegal|unethical|immoral|against the law|a (?:serious )?crime|never)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
     |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
     """
@@ -538,6 +566,8 @@ def refusal(answer: Answer, config: Filter) -> str | None:
     if not found and len(answer.words) <= 3 and _COMMAND.search(prompt) and "?" not in prompt:
         found = _NO.search(lower)
     weak = not found and not voice and not _ASKS_JUDGEMENT.search(prompt)
+    if weak and _lectures(answer):
+        return "refusal" if config.refusals else None
     if weak:
         found = _said(_DISAPPROVES, lower, 0, _HEAD)
     if not found:
@@ -549,6 +579,14 @@ def refusal(answer: Answer, config: Filter) -> str | None:
     if said_before >= 30 or said_after >= 35:
         return "partial_refusal" if config.partial_refusals else None
     return "refusal" if config.refusals else None
+
+
+def _lectures(answer: Answer) -> bool:
+    """An admonition and nothing else, where the prompt asks how to do something."""
+    if not _ASKS_HOW.search(answer.prompt) or not _said(_LECTURES, answer.lower, 0, _HEAD // 2):
+        return False
+    parts = sentences(answer.lower)
+    return any(map(_ADMONISHES.search, parts)) and _substance([p for p in parts if not _ADMONISHES.search(p)]) < 25
 
 
 def _refused_at_the_end(answer: Answer) -> str | None:
