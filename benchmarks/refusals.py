@@ -1,6 +1,7 @@
-"""The rules on answers that people labelled, which are not in this repository: `python benchmarks/refusals.py WHEEL`.
+"""The rules on answers that people labelled, which are not in this repository: `python benchmarks/refusals.py PATH`.
 
-WHEEL: that of PyRIT 1.1.0 (MIT), which ships them: `pip download --no-deps pyrit==1.1.0`. Nothing of it is installed.
+PATH: the wheel of PyRIT 1.1.0 (MIT), which ships them: `pip download --no-deps pyrit==1.1.0`; it is not installed.
+Or a folder of XSTest's answers (CC BY 4.0): model_completions of the repository paul-rottger/exaggerated-safety.
 """
 
 import csv
@@ -9,6 +10,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.recipe import Filter
 from pipeline.rules import RULES, Answer
@@ -37,7 +39,23 @@ def reasons(prompt: str, text: str) -> list[str]:
     return [reason for rule in RULES if (reason := rule.check(Answer(prompt, text), Filter()))]
 
 
-def main(path: str) -> None:
+def xstest(folder: Path) -> None:
+    """One line for each file and label of XSTest (Röttger et al., 2024, https://arxiv.org/abs/2308.01263)."""
+    print("file                          labelled              rows  rejected as refusal  by any rule")
+    for path in sorted(folder.glob("*.csv")):
+        counts: Counter[tuple[str, str]] = Counter()
+        with path.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                found, label = reasons(row["prompt"], row["completion"]), row["final_label"]
+                counts[label, "rows"] += 1
+                counts[label, "refusal"] += bool(REFUSALS.intersection(found))
+                counts[label, "any"] += bool(found)
+        for label in sorted({label for label, _ in counts}):
+            rows, refused, rejected = (counts[label, name] for name in ("rows", "refusal", "any"))
+            print(f"{path.stem[-28:]:30}{label:20}{rows:6}{refused:21}{rejected:13}")
+
+
+def pyrit(path: Path) -> None:
     counts: Counter[str] = Counter()
     kept_from: Counter[str] = Counter()
     with zipfile.ZipFile(path) as wheel:
@@ -67,4 +85,5 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    given = Path(sys.argv[1])
+    (xstest if given.is_dir() else pyrit)(given)

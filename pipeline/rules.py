@@ -331,6 +331,10 @@ _REFUSES = _re(
     |\b(?:i (?:must|have to|need to)|and) (?:\w+ )?refuse\b
     |\bi (?:do not|don't) (?:share|provide|assist|create|write|give out|produce|generate|take (?:sides|part)|rank|list
         |make (?:jokes|fun)|help (?:with|people|anyone))\b
+    |\bi (?:am [^.!?,]{{1,60}} and )?(?:do not|don't) have the (?:capability|capacity|ability) to (?:\w+ )?(?:provide
+        |assist|help|create|generate|give|answer|engage|support)\b
+    |\b(?:not|n't) (?:\w+ )?(?:appropriate|safe|ethical|responsible|right)(?: (?:or|and) \w+)?(?: for me)? to (?:\w+ )?
+        (?:provide|give|share|offer)(?: \w+){{1,3}} (?:on|for|about) (?:how to|ways)\b
     |\bi (?:do not|don't) (?:want|wish) to (?:help|write|create|provide|assist|do (?:this|that))
     |\b(?:\w+n't|not|never) (?:something|anything|an? (?:[\w-]+ ){{1,2}}?|one|ones|the kind of \w+) ?(?:that |which )?
         i(?:'m|'ll|'d| am| can| could| will| would| do| should)\b
@@ -399,6 +403,8 @@ _LECTURES = _re(
         [ ][^.!?]{0,160}?\b(?:illegal|unethical|immoral|against the law|a crime|(?:never|not) (?:acceptable|appropriate
         |ethical|okay|ok|right|justified))\b
     |\b(?:is|was)(?: not|n't) an? (?:\w+ )?(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)\b
+    |^(?:i'm |i am )?sorry,? but [^.!?]{1,80} (?:is|are)(?: not|n't) (?:an? )?(?:\w+ )?(?:safe|ethical|appropriate
+        |acceptable)\b
     |\bthe (?:\w+ ){1,2}way to [^.!?]{1,60} is (?:not to|to not|to never|to avoid)\b
     |^[^.!?]{1,100} (?:is|are) (?:\w+ )?(?:illegal|unethical|immoral|against the law|a (?:serious )?crime
         |never (?:acceptable|appropriate|ethical|okay|ok|right|justified|the answer))\b
@@ -520,6 +526,8 @@ _MAY_REFUSE = _joined(
     |^there (?:is|are) no |(?:don't|not) (?:condone|promote|support|encourage|endorse)
     |(?:it is|it's) (?:\S+ )?(?:important|crucial|essential|worth|vital) (?:to|noting)(?: \S+){0,3}? that[ ]
     |(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)
+    |have the (?:capability|capacity|ability) to|(?:provide|give|share|offer) (?:\S+ )+(?:on|for|about) (?:how to|ways)
+    |^(?:i'm |i am )?sorry,? but [^.!?]+ (?:is|are)(?: not|n't)[ ]
     |way to [^.!?]+ is (?:not to|to not|to never|to avoid)
     |^[^.!?]+ (?:is|are) (?:\S+ )?(?:illegal|unethical|immoral|against the law|a (?:serious )?crime|never)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
