@@ -99,7 +99,7 @@ def arguments(config: Train, *, seed: int, checkpoints: Path, validated: bool) -
 
 def lora_config(lora: Mapping[str, Any] | None) -> Any:
     """peft.LoraConfig of train.lora, None without it. Raises UserError for an unknown key."""
-    if not lora:
+    if lora is None:
         return None
     import dataclasses
 

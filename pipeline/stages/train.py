@@ -211,7 +211,7 @@ def _save(trainer: Any, job: Job, out: Path) -> None:
         return
     if job.config.quantize:
         model = _merged_at_full_precision(model, job, out.parent / "adapter")
-    elif job.config.lora:
+    elif job.config.lora is not None:
         model = (_whole(model, job, state) if state else model).merge_and_unload()
         state = None
     elif state:
@@ -314,7 +314,7 @@ def _made(trainer: Any, job: Job, **data: Any) -> Any:
     try:
         made = trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
     except (ValueError, ImportError) as error:
-        if job.config.lora and "target_modules" in str(error):
+        if job.config.lora is not None and "target_modules" in str(error):
             raise UserError(
                 f"train.lora: peft does not know the layers of a {job.student.config.model_type} model, or not these. "
                 f"Set train.lora.target_modules: all-linear, or name them. ({error})"

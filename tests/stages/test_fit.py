@@ -135,6 +135,11 @@ def test_the_seed_decides(unbroken: Any, tmp_path: Path) -> None:
     assert weights(tmp_path / "same") == weights(unbroken[0]) != weights(tmp_path / "other")
 
 
+def test_lora_without_settings_of_its_own_is_lora(tmp_path: Path) -> None:
+    summary = run(tmp_path, config={"lora": {}})
+    assert summary["trainable"] < summary["parameters"] / 2
+
+
 def test_lora_is_merged_into_a_plain_folder(tmp_path: Path) -> None:
     summary = run(tmp_path, config={"lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]}})
     assert summary["trainable"] < summary["parameters"] / 10
