@@ -115,6 +115,17 @@ def lora_config(lora: Mapping[str, Any] | None) -> Any:
         raise UserError(f"train.lora: peft.LoraConfig refuses these settings: {error}") from error
 
 
+def _as_trl_has_it(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """train.lora as fields of trl.ModelConfig, what it leaves out included: TRL's defaults are not peft's."""
+    from peft import LoraConfig
+
+    fields = {name: lora.get(name, getattr(LoraConfig(), name)) for name in _TRL_LORA}
+    modules = fields["target_modules"]
+    if isinstance(modules, list) and len(modules) == 1:
+        fields["target_modules"] = modules * 2  # TRL takes a single one out of its list; peft reads that as a pattern
+    return {_TRL_LORA[name]: value for name, value in fields.items() if value is not None}
+
+
 def for_this_machine() -> dict[str, Any]:
     """Settings of TRL that depend on the hardware."""
     import torch
@@ -160,8 +171,7 @@ def write_yaml(config: Train, out: Path, *, seed: int, rows: Path) -> None:
     if config.trust_remote_code:
         settings["trust_remote_code"] = True
     if config.lora is not None:
-        settings["use_peft"] = True
-        settings |= {_TRL_LORA[name]: value for name, value in config.lora.items() if name in _TRL_LORA}
+        settings |= {"use_peft": True, **_as_trl_has_it(config.lora)}
     if config.quantize:
         settings |= {"load_in_4bit": True, "use_bnb_nested_quant": True}
     head = (
