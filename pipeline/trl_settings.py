@@ -44,6 +44,9 @@ _TRL_LORA = {
     "use_dora": "use_dora",
 }
 
+# Of train.sft, not in trl_sft.yaml: `trl sft` gets no validation rows, and stops where it is to evaluate without any.
+_VALIDATION = ("eval_strategy", "eval_on_start", "do_eval")
+
 
 def section(config: Train) -> str:
     """The field of the recipe that goes to TRL."""
@@ -161,7 +164,7 @@ def write_yaml(config: Train, out: Path, *, seed: int, rows: Path) -> None:
         "completion_only_loss": True,
         "report_to": "none",
         **for_this_machine(),
-        **config.sft,
+        **{name: value for name, value in config.sft.items() if name not in _VALIDATION},
     }
     if config.chat_template:
         artifacts.write_text(out / "chat_template.jinja", chat_template(config.chat_template))

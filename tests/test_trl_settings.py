@@ -73,3 +73,9 @@ def read_by_trl(settings: Train, out: Path) -> tuple[Any, Any]:
 def test_trl_alone_trains_the_same_lora(tmp_path: Path, lora: dict[str, Any]) -> None:
     _, theirs = read_by_trl(Train(lora=lora), tmp_path)
     assert theirs.to_dict() == lora_config(lora).to_dict()
+
+
+def test_trl_alone_does_not_ask_for_rows_that_it_does_not_get(tmp_path: Path) -> None:
+    sft = {"eval_strategy": "steps", "eval_steps": 5, "eval_on_start": True, "do_eval": True, "max_steps": 10}
+    args, _ = read_by_trl(Train(sft=sft), tmp_path)
+    assert args.eval_strategy == "no" and not args.eval_on_start and args.max_steps == 10
