@@ -354,6 +354,15 @@ def _tokenized(job: Job) -> tuple[Tokens, Tokens]:
     train = tokenize(job.tokenizer, job.train_rows, **more)
     if not train.rows:
         raise UserError("nothing to train on: no row has a completion within sft.max_length tokens.")
+    known = job.student.get_input_embeddings().weight.shape[0]
+    largest = max(job.tokenizer.pad_token_id or 0, *(max(row["input_ids"]) for row in train.rows))
+    if largest >= known:
+        token = job.tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"train.student: its tokenizer is not the model's: {token!r} is number {largest:,}, and the model knows "
+            f"those below {known:,}. Take the tokenizer that came with the model, or give the model more of them "
+            "(model.resize_token_embeddings)."
+        )
     return train, tokenize(job.tokenizer, job.validation_rows, **more)
 
 

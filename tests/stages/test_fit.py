@@ -96,6 +96,13 @@ def test_metrics_are_lines_of_sorted_json(unbroken: Any) -> None:
     assert any("eval_loss" in event for event in events)
 
 
+def test_a_tokenizer_of_another_model_is_named(tmp_path: Path) -> None:
+    model, tokenizer = student()
+    tokenizer.add_tokens(["the colour"])
+    with pytest.raises(UserError, match=r"train.student: .*'the colour'.* is number \d+.*resize_token_embeddings"):
+        fit(model, tokenizer, ROWS, [], Train(sft=SFT), tmp_path / "out", checkpoints=tmp_path / "checkpoints")
+
+
 KILLED = """
 import sys, os, signal
 sys.path[:0] = [{tests!r}, {root!r}]
