@@ -701,6 +701,7 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
                         checkpoints=work / "steps",
                     )
             if processes.rank() == 0:
+                artifacts.sync_tree(work)  # or a power cut could keep the summary and lose the weights
                 artifacts.write_json(done, {**summary, "rows": len(rows)})
             summaries[name] = {**summary, "rows": len(rows)}
         else:
