@@ -330,7 +330,7 @@ def _teacher(recipe: Recipe, asked: Sequence[Question], out: Path) -> Path | Non
     determined = collect.sources(recipe)
     digests = {name: artifacts.digest(path) for name, path in sorted(determined.items())}
     path = _place(["teacher", teacher.fingerprinted(), recipe.seed, system, digests], recipe, asked, out)
-    if path.is_file():
+    if path.is_file() and all_answered(path):
         return path
     if teacher.provider == "local":
         first: list[Message] = [{"role": "system", "content": system}] if system is not None else []
@@ -344,6 +344,11 @@ def _teacher(recipe: Recipe, asked: Sequence[Question], out: Path) -> Path | Non
         answers, _ = evaluate.ask_hosted(recipe, teacher, asked, out)
     _keep(path, evaluate.mark("teacher", asked, answers, [(0.0, 0)] * len(asked)))
     return path
+
+
+def all_answered(table: Path) -> bool:
+    """Whether there is an answer to each question with accepted ones. What a provider failed on is asked again."""
+    return not any(row["answers"] and row["exact"] is None for row in artifacts.read_rows(table, ["answers", "exact"]))
 
 
 def _students(methods: Sequence[str], variants: Sequence[Variant], found: dict[str, list[Path]]) -> list[Student]:
@@ -373,28 +378,35 @@ def score(
     asked: Sequence[Question], students: Sequence[Student], teacher: Path | None, resamples: int, seed: int
 ) -> dict[str, Any]:
     """Each student's accuracy over its seeds, its differences and its retention, with paired 95% intervals."""
-    columns = [[float(bool(question.answers)) for question in asked]]
+    gold = [float(bool(question.answers)) for question in asked]
     tables = [path for student in students for path in student.answers] + ([teacher] if teacher else [])
-    places = {path: number for number, path in enumerate(dict.fromkeys(tables), 1)}
+    places = {path: number for number, path in enumerate(dict.fromkeys(tables))}
     order = {question.id: number for number, question in enumerate(asked)}
+    # As in evaluate, questions that the teacher could not be asked say nothing of what a student kept.
+    answered, right = list(gold), []
     for path in places:
-        right = [0.0] * len(asked)
+        marks = [0.0] * len(asked)
         for answer in artifacts.read_rows(path, ["question_id", "exact"]):
-            right[order[answer["question_id"]]] = float(answer["exact"] or 0)
-        columns.append(right)
-    values = np.array(columns).T  # (questions, 1 + tables)
+            number = order[answer["question_id"]]
+            marks[number] = float(answer["exact"] or 0)
+            if path == teacher and answer["exact"] is None:
+                answered[number] = 0.0
+        right.append(marks)
+    kept = [[mark * there for mark, there in zip(marks, answered, strict=True)] for marks in right]
+    values = np.array([gold, answered, *right, *kept]).T  # (questions, 2 + 2 * tables)
     draws = evaluate.resample(values, [question.fact or question.id for question in asked], resamples, seed)
-    shares, totals = draws[:, 1:] / draws[:, :1], values[:, 1:].sum(0) / values[:, 0].sum()
+    (shares, kept_shares), (totals, kept_totals) = _shares(draws), _shares(values.sum(0, keepdims=True))
+    taught = places[teacher] if teacher else None
     seeds = len(students[0].answers)
     drawn = np.random.default_rng([seed, 1]).integers(0, seeds, (resamples, seeds))
 
     accuracy, samples = {}, {}
     for student in students:
-        own = [places[path] - 1 for path in student.answers]
-        accuracy[student.name] = [float(totals[place]) for place in own]
+        own = [places[path] for path in student.answers]
+        accuracy[student.name] = [float(totals[0, place]) for place in own]
         samples[student.name] = np.take_along_axis(shares[:, own], drawn, 1).mean(1)
     means = {name: float(np.mean(by_seed)) for name, by_seed in accuracy.items()}
-    theirs = float(totals[places[teacher] - 1]) if teacher else None
+    theirs = None if taught is None else float(kept_totals[0, taught])
     found: list[dict[str, Any]] = []
     for student in students:
         name = student.name
@@ -405,12 +417,14 @@ def score(
             row[f"{key}_ci"] = evaluate.interval(samples[name] - samples[other]) if other else None
         row["same_as"] = next((one.name for one in students[: len(found)] if one.answers == student.answers), None)
         row["retention"] = row["retention_ci"] = None
-        if teacher and theirs:
+        if taught is not None and theirs:
+            own = [places[path] for path in student.answers]
             with np.errstate(divide="ignore", invalid="ignore"):
-                ratios = samples[name] / shares[:, places[teacher] - 1]
-            row |= {"retention": means[name] / theirs, "retention_ci": evaluate.interval(ratios)}
+                ratios = np.take_along_axis(kept_shares[:, own], drawn, 1).mean(1) / kept_shares[:, taught]
+            retention = float(kept_totals[0, own].mean()) / theirs
+            row |= {"retention": retention, "retention_ci": evaluate.interval(ratios)}
         found.append(row)
-    ends = evaluate.interval(shares[:, places[teacher] - 1]) if teacher else None
+    ends = None if taught is None else evaluate.interval(kept_shares[:, taught])
     return {
         "questions": int(values[:, 0].sum()),
         "bootstrap": resamples,
@@ -418,6 +432,14 @@ def score(
         "teacher_ci": ends,
         "variants": found,
     }
+
+
+def _shares(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of sums of score's columns, each table's share that is right, of all questions and of those that the teacher
+    answered: (sums, tables) both."""
+    own, kept = np.split(sums[:, 2:], 2, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return own / sums[:, :1], kept / sums[:, 1:2]
 
 
 def table(scores: dict[str, Any]) -> str:

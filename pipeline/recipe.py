@@ -575,7 +575,7 @@ class Train(Section):
     """For logits and on_policy, the model that scores: a folder or hub id with the student's tokenizer; null: the first
     `local` teacher of collect."""
     lora: dict[str, Any] | None = None
-    """peft.LoraConfig fields; null trains all weights."""
+    """peft.LoraConfig fields ({}: peft's defaults); null trains all weights."""
     quantize: Literal["4bit"] | None = None
     """4bit: QLoRA (Dettmers et al., 2023), the frozen weights in 4 bits; needs lora and seqkd[qlora]."""
     sft: dict[str, Any] = Field(default_factory=dict)
@@ -596,7 +596,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _quantized(self) -> "Train":
-        if self.quantize and (not self.lora or not isinstance(self.student, str)):
+        if self.quantize and (self.lora is None or not isinstance(self.student, str)):
             raise ValueError("quantize goes with lora and with a student that has weights; add lora: {r: 16}")
         return self
 

@@ -44,6 +44,9 @@ _TRL_LORA = {
     "use_dora": "use_dora",
 }
 
+# Of train.sft, not in trl_sft.yaml: `trl sft` gets no validation rows, and stops where it is to evaluate without any.
+_VALIDATION = ("eval_strategy", "eval_on_start", "do_eval")
+
 
 def section(config: Train) -> str:
     """The field of the recipe that goes to TRL."""
@@ -99,7 +102,7 @@ def arguments(config: Train, *, seed: int, checkpoints: Path, validated: bool) -
 
 def lora_config(lora: Mapping[str, Any] | None) -> Any:
     """peft.LoraConfig of train.lora, None without it. Raises UserError for an unknown key."""
-    if not lora:
+    if lora is None:
         return None
     import dataclasses
 
@@ -113,6 +116,17 @@ def lora_config(lora: Mapping[str, Any] | None) -> Any:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
     except (TypeError, ValueError) as error:
         raise UserError(f"train.lora: peft.LoraConfig refuses these settings: {error}") from error
+
+
+def _as_trl_has_it(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """train.lora as fields of trl.ModelConfig, what it leaves out included: TRL's defaults are not peft's."""
+    from peft import LoraConfig
+
+    fields = {name: lora.get(name, getattr(LoraConfig(), name)) for name in _TRL_LORA}
+    modules = fields["target_modules"]
+    if isinstance(modules, list) and len(modules) == 1:
+        fields["target_modules"] = modules * 2  # TRL takes a single one out of its list; peft reads that as a pattern
+    return {_TRL_LORA[name]: value for name, value in fields.items() if value is not None}
 
 
 def for_this_machine() -> dict[str, Any]:
@@ -150,7 +164,7 @@ def write_yaml(config: Train, out: Path, *, seed: int, rows: Path) -> None:
         "completion_only_loss": True,
         "report_to": "none",
         **for_this_machine(),
-        **config.sft,
+        **{name: value for name, value in config.sft.items() if name not in _VALIDATION},
     }
     if config.chat_template:
         artifacts.write_text(out / "chat_template.jinja", chat_template(config.chat_template))
@@ -160,8 +174,7 @@ def write_yaml(config: Train, out: Path, *, seed: int, rows: Path) -> None:
     if config.trust_remote_code:
         settings["trust_remote_code"] = True
     if config.lora is not None:
-        settings["use_peft"] = True
-        settings |= {_TRL_LORA[name]: value for name, value in config.lora.items() if name in _TRL_LORA}
+        settings |= {"use_peft": True, **_as_trl_has_it(config.lora)}
     if config.quantize:
         settings |= {"load_in_4bit": True, "use_bnb_nested_quant": True}
     head = (

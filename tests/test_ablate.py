@@ -74,6 +74,21 @@ def test_a_teacher_that_knows_nothing_leaves_no_retention(tmp_path):
     assert row["retention"] is None and row["retention_ci"] is None
 
 
+def test_questions_that_the_teacher_could_not_be_asked_say_nothing_of_what_is_kept(tmp_path):
+    """As in evaluate: its provider failed on half of them, and it had the others right, as the student has all."""
+    asked = questions_of([(f"question {n}", [f"gold {n}"]) for n in range(40)])
+    marks = [True] * 40
+    students = [ablate.Student("v0", "v0", 1, [answered(tmp_path / "student.parquet", asked, marks)], None, None)]
+    failed = {"text": "", "finish_reason": "error", "output_tokens": 0}
+    said = [failed if n % 2 else {"text": f"gold {n}", "finish_reason": "stop", "output_tokens": 1} for n in range(40)]
+    teacher = tmp_path / "teacher.parquet"
+    artifacts.write_table(teacher, PREDICTIONS, evaluate.mark("teacher", asked, said, [(0.0, 0)] * 40))
+    scores = ablate.score(asked, students, teacher, 500, 0)
+    assert scores["teacher"] == 1 and scores["teacher_ci"] == [1, 1]
+    assert scores["variants"][0]["retention"] == 1 and scores["variants"][0]["retention_ci"] == [1, 1]
+    assert not ablate.all_answered(teacher) and ablate.all_answered(tmp_path / "student.parquet")
+
+
 def test_mistakes_are_told_before_any_work(tiny):
     done = seqkd("ablate", "tiny.yaml", "--methods", "sft,logitz", cwd=tiny)
     assert done.returncode == 2 and "Did you mean 'logits'?" in done.stderr

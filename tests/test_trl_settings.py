@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.recipe import Train
-from pipeline.trl_settings import arguments
+from pipeline.trl_settings import arguments, lora_config, write_yaml
 from stages.test_fit import SFT, run
 
 BIN = Path(sys.executable).parent
@@ -57,3 +57,25 @@ def test_trl_trains_from_the_yaml_as_it_is(finished_copy: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (finished_copy / "moved/trl_sft/model.safetensors").is_file()
+
+
+def read_by_trl(settings: Train, out: Path) -> tuple[Any, Any]:
+    """What `trl sft --config trl_sft.yaml` makes of these settings: its SFTConfig and its peft.LoraConfig."""
+    from trl import get_peft_config
+    from trl.scripts.sft import make_parser
+
+    write_yaml(settings, out, seed=0, rows=out.parent / "assemble" / "train.parquet")
+    _, args, model, _ = make_parser().parse_args_and_config(["--config", str(out / "trl_sft.yaml")])
+    return args, get_peft_config(model)
+
+
+@pytest.mark.parametrize("lora", [{}, {"r": 4}, {"lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["q_proj"]}])
+def test_trl_alone_trains_the_same_lora(tmp_path: Path, lora: dict[str, Any]) -> None:
+    _, theirs = read_by_trl(Train(lora=lora), tmp_path)
+    assert theirs.to_dict() == lora_config(lora).to_dict()
+
+
+def test_trl_alone_does_not_ask_for_rows_that_it_does_not_get(tmp_path: Path) -> None:
+    sft = {"eval_strategy": "steps", "eval_steps": 5, "eval_on_start": True, "do_eval": True, "max_steps": 10}
+    args, _ = read_by_trl(Train(sft=sft), tmp_path)
+    assert args.eval_strategy == "no" and not args.eval_on_start and args.max_steps == 10

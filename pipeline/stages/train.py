@@ -211,7 +211,7 @@ def _save(trainer: Any, job: Job, out: Path) -> None:
         return
     if job.config.quantize:
         model = _merged_at_full_precision(model, job, out.parent / "adapter")
-    elif job.config.lora:
+    elif job.config.lora is not None:
         model = (_whole(model, job, state) if state else model).merge_and_unload()
         state = None
     elif state:
@@ -314,7 +314,7 @@ def _made(trainer: Any, job: Job, **data: Any) -> Any:
     try:
         made = trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
     except (ValueError, ImportError) as error:
-        if job.config.lora and "target_modules" in str(error):
+        if job.config.lora is not None and "target_modules" in str(error):
             raise UserError(
                 f"train.lora: peft does not know the layers of a {job.student.config.model_type} model, or not these. "
                 f"Set train.lora.target_modules: all-linear, or name them. ({error})"
@@ -354,6 +354,15 @@ def _tokenized(job: Job) -> tuple[Tokens, Tokens]:
     train = tokenize(job.tokenizer, job.train_rows, **more)
     if not train.rows:
         raise UserError("nothing to train on: no row has a completion within sft.max_length tokens.")
+    known = job.student.get_input_embeddings().weight.shape[0]
+    largest = max(job.tokenizer.pad_token_id or 0, *(max(row["input_ids"]) for row in train.rows))
+    if largest >= known:
+        token = job.tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"train.student: its tokenizer is not the model's: {token!r} is number {largest:,}, and the model knows "
+            f"those below {known:,}. Take the tokenizer that came with the model, or give the model more of them "
+            "(model.resize_token_embeddings)."
+        )
     return train, tokenize(job.tokenizer, job.validation_rows, **more)
 
 
@@ -692,6 +701,7 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
                         checkpoints=work / "steps",
                     )
             if processes.rank() == 0:
+                artifacts.sync_tree(work)  # or a power cut could keep the summary and lose the weights
                 artifacts.write_json(done, {**summary, "rows": len(rows)})
             summaries[name] = {**summary, "rows": len(rows)}
         else:

@@ -469,6 +469,11 @@ def _load_problem(name: str, error: Exception) -> str:
             f"local model {name}: it brings Python code of its own. Read that code, and set trust_remote_code: true in "
             "the recipe if you want it to run here."
         )
+    if "backend tokenizer" in text:
+        return (
+            f"local model {name}: has no tokenizer that can be opened. Put its tokenizer.json into the folder: "
+            "tokenizer.save_pretrained writes it. If it has a tokenizer.model only: pip install sentencepiece"
+        )
     if not Path(name).expanduser().is_dir():
         if os.environ.get("HF_HUB_OFFLINE") or "offline" in text.lower() or "connect" in text.lower():
             return (

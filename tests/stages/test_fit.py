@@ -96,6 +96,13 @@ def test_metrics_are_lines_of_sorted_json(unbroken: Any) -> None:
     assert any("eval_loss" in event for event in events)
 
 
+def test_a_tokenizer_of_another_model_is_named(tmp_path: Path) -> None:
+    model, tokenizer = student()
+    tokenizer.add_tokens(["the colour"])
+    with pytest.raises(UserError, match=r"train.student: .*'the colour'.* is number \d+.*resize_token_embeddings"):
+        fit(model, tokenizer, ROWS, [], Train(sft=SFT), tmp_path / "out", checkpoints=tmp_path / "checkpoints")
+
+
 KILLED = """
 import sys, os, signal
 sys.path[:0] = [{tests!r}, {root!r}]
@@ -133,6 +140,11 @@ def test_the_seed_decides(unbroken: Any, tmp_path: Path) -> None:
     run(tmp_path / "same")
     run(tmp_path / "other", seed=2)
     assert weights(tmp_path / "same") == weights(unbroken[0]) != weights(tmp_path / "other")
+
+
+def test_lora_without_settings_of_its_own_is_lora(tmp_path: Path) -> None:
+    summary = run(tmp_path, config={"lora": {}})
+    assert summary["trainable"] < summary["parameters"] / 2
 
 
 def test_lora_is_merged_into_a_plain_folder(tmp_path: Path) -> None:

@@ -47,6 +47,26 @@ def inputs(folder: Path) -> dict[str, Path]:
     return {name: tables / f"{name}.parquet" for name in ("train", "validation", "random_subset")}
 
 
+def test_a_student_is_done_only_when_it_is_on_the_disk(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, synced = finished_copy / "done" / "out", []
+    out.mkdir(parents=True)
+    real_sync, real_write = artifacts.sync_tree, artifacts.write_json
+
+    def sync_tree(path: Path) -> None:
+        synced.extend(path.rglob("model.safetensors"))
+        real_sync(path)
+
+    def write_json(path: Path, value: Any) -> None:
+        if path.name == "summary.json":
+            assert path.parent / "model" / "model.safetensors" in synced
+        real_write(path, value)
+
+    monkeypatch.setattr(artifacts, "sync_tree", sync_tree)
+    monkeypatch.setattr(artifacts, "write_json", write_json)
+    train.run(recipe(), inputs(finished_copy), out)
+    assert (out / "checkpoints/student/summary.json").is_file()
+
+
 def test_the_other_methods_find_the_teacher(finished_copy: Path) -> None:
     for method in ("logits", "on_policy"):
         out = finished_copy / method / "out"

@@ -155,6 +155,10 @@ def test_what_cannot_be_opened_is_said(untrained: Path, tmp_path: Path) -> None:
         load(bare)
     assert load(bare, chat=False).name == str(bare)
 
+    mute = shutil.copytree(untrained, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match=r"no tokenizer that can be opened.* tokenizer\.json"):
+        load(mute)
+
     pickled = shutil.copytree(untrained, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled"):
