@@ -768,7 +768,8 @@ def leakage(answer: Answer, config: Filter) -> str | None:
     turns, the system prompt."""
     if not config.leakage or _ABOUT_PROMPTS.search(answer.prompt):
         return None
-    if _TOKENS.search(prose(answer.text)) or _TURNS.search(answer.text):
+    text = prose(answer.text)  # in a file's lines, `user:` is a setting
+    if _TOKENS.search(text) or _TURNS.search(text):
         return "leakage"
     found = _PROMPT_TEXT.search(answer.lower)
     return "leakage" if found and not quoted(answer.lower, found.start()) else None

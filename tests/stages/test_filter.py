@@ -397,6 +397,17 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
     assert check(prompt, text) == found
 
 
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("Write a YAML configuration for a database.", "```yaml\nhost: localhost\nuser: admin\ndatabase: shop\n```\nAdjust the values to your server."),
+        ("How do I run a container as another user?", "Name the user by number:\n\n```yaml\nimage: nginx\nuser: 1000\n```"),
+    ],
+)  # fmt: skip
+def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
+    assert check(prompt, text) == []
+
+
 @pytest.mark.parametrize("pattern", [name for name in vars(rules) if isinstance(getattr(rules, name), re.Pattern)])
 def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
     """Patterns see up to max_chars characters; a quadratic or worse one would take minutes here."""
