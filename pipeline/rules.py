@@ -1113,9 +1113,11 @@ _ABOUT_ENCODING = _re(
     re.I,
 )
 _CONSONANTS = re.compile(r"\b[bcdfghjklmnpqrstvwxz]{4,}\b|[bcdfghjklmnpqrstvwxz]{6,}")
+_ABBREVIATED = re.compile(r"\b(?:[A-Z][A-Z\d]+s?\b|\w+\()")  # HTTP; sqrt(
 _RUNS = re.compile(r"[bcdfghjklmnpqrstvwxz]{4,}")  # wherever _CONSONANTS is, and faster
-_NOISY = ("@@", "##", "$$", "%%", "~~", "^^", "&&", "((")
-_NOISE = re.compile(r"[a-z](?:@@|##|\$\$|%%|~~|\^\^|&&|\(\()+[a-z]")
+# Neither && nor (( is one of them: they are in a formula or a condition, as in sqrt((a - b)^2).
+_NOISY = ("@@", "##", "$$", "%%", "~~", "^^")
+_NOISE = re.compile(r"[a-z](?:@@|##|\$\$|%%|~~|\^\^)+[a-z]")
 _SINGLE = re.compile(r"(?:^|\s)[^\W\d_]\s+[^\W\d_]\s+[^\W\d_](?:\s|$)")
 
 
@@ -1128,7 +1130,9 @@ def garbled(answer: Answer, config: Filter) -> str | None:
     if damaged:
         return None if _ABOUT_ENCODING.search(answer.prompt) or damaged.group() in answer.prompt else "garbled"
     plain = prose(answer.lower)
-    odd = len(_CONSONANTS.findall(plain)) if len(_RUNS.findall(plain)) >= 3 else 0
+    odd = 0
+    if len(_RUNS.findall(plain)) >= 3:
+        odd = len(_CONSONANTS.findall(_ABBREVIATED.sub(" ", prose(text)).lower()))
     if (
         odd >= 3
         and odd > 0.2 * sum(len(word) >= 3 and word.isalpha() and word.isascii() for word in plain.split())

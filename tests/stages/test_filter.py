@@ -402,6 +402,10 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
     [
         ("Write a YAML configuration for a database.", "```yaml\nhost: localhost\nuser: admin\ndatabase: shop\n```\nAdjust the values to your server."),
         ("How do I run a container as another user?", "Name the user by number:\n\n```yaml\nimage: nginx\nuser: 1000\n```"),
+        ("Name five internet protocols.", "HTTP, HTTPS, FTP, SMTP, and DNS."),
+        ("Name some stocks.", "AAPL, MSFT, NVDA, GOOGL, NFLX, TSLA and SBUX."),
+        ("How long are the sides?", "AB = sqrt((x2 - x1)^2 + (y2 - y1)^2)\nBC = sqrt((x3 - x2)^2 + (y3 - y2)^2)\nCA = sqrt((x1 - x3)^2 + (y1 - y3)^2)"),
+        ("When is the body of the loop run?", "While a&&b holds; with c&&d in its place, while both of these do."),
     ],
 )  # fmt: skip
 def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
