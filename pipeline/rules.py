@@ -851,7 +851,8 @@ _TEXT_MEDIA = _re(
     rf"""
     !\[[^\]\n]*\]\([^)\n]*\)
     |\b(?:as )?(?:shown|seen|illustrated|depicted|you can see|pictured) in (?:the[ ]
-        |this |(?!\w+s\b))(?:following )?(?:{_MEDIA}|figure|diagram|illustration|chart|graph)(?: (?:above|below|\d+))?\b
+        |this |(?!\w+s\b))(?:following )?(?:{_MEDIA}|figure|diagram|illustration|chart|graph)\b
+        (?! games?\b)(?: (?:above|below|\d+)\b)?
     |\b(?:the|this|following) (?:{_MEDIA}|figure|diagram|illustration|infographic) (?:above|below)\b
     |\bsee (?:figure|fig\.|image|picture|video) \d
     |\bclick (?:here\b|(?:on )?(?:the|this) (?:link|button) (?:below|above))

@@ -406,6 +406,7 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
         ("Name some stocks.", "AAPL, MSFT, NVDA, GOOGL, NFLX, TSLA and SBUX."),
         ("How long are the sides?", "AB = sqrt((x2 - x1)^2 + (y2 - y1)^2)\nBC = sqrt((x3 - x2)^2 + (y3 - y2)^2)\nCA = sqrt((x1 - x3)^2 + (y1 - y3)^2)"),
         ("When is the body of the loop run?", "While a&&b holds; with c&&d in its place, while both of these do."),
+        ("Who is Lara Croft?", "Lara Croft is an archaeologist, first seen in the video game Tomb Raider of 1996."),
     ],
 )  # fmt: skip
 def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
