@@ -700,7 +700,8 @@ _BOILERPLATE = _re(
         |the) (?:[\w-]+[ -]){{0,4}}?{_AI}(?: (?:model|assistant|language model))?(?: (?:trained|created
         |developed|made|built) by \w+)?,? (?:i|my)\b
     |\bi(?:'m| am) (?:just |only |merely |simply |but )?(?:an?|the) (?:[\w-]+[ -]){{0,3}}?(?:ai
-        |artificial intelligence|language model|llm)\b
+        |artificial intelligence|language model|llm)\b(?! (?:\w+ )?(?:engineer|enthusiast|researcher|scientist|developer
+        |specialist|expert|consultant|student|professor|founder|manager|lead|artist|ethicist|strategist|skeptic)\b)
     |\bi(?:'m| am) (?:chatgpt|claude|gemini|bard|llama|gpt-?\d)\b
     |\b(?:language model|ai|artificial intelligence|assistant|model) (?:trained|created|developed|made
         |built) by (?:openai|anthropic|google|meta|mistral)

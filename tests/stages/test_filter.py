@@ -407,6 +407,8 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
         ("How long are the sides?", "AB = sqrt((x2 - x1)^2 + (y2 - y1)^2)\nBC = sqrt((x3 - x2)^2 + (y3 - y2)^2)\nCA = sqrt((x1 - x3)^2 + (y1 - y3)^2)"),
         ("When is the body of the loop run?", "While a&&b holds; with c&&d in its place, while both of these do."),
         ("Who is Lara Croft?", "Lara Croft is an archaeologist, first seen in the video game Tomb Raider of 1996."),
+        ("Write a bio for a data scientist.", "I'm a data scientist and AI enthusiast who turns messy data into decisions."),
+        ("Write the opening of a cover letter for a machine learning job.", "I am an experienced AI research engineer, and your opening delighted me."),
     ],
 )  # fmt: skip
 def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
