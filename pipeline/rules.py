@@ -147,7 +147,7 @@ def too_long(answer: Answer, config: Filter) -> str | None:
 _LONG_TASK = _re(
     r"""
     \b(?:write|compose|draft|create|generate|produce)\b[^.?!\n]{0,60}?\b(?:essay|article|blog ?post|report|story
-        |speech|chapter|press release|letter|lesson plan|business plan|tutorial)\b
+        |speech|chapter|press release|(?<!the )letter|lesson plan|business plan|tutorial)\b
     """,
     re.I,
 )
@@ -181,9 +181,8 @@ def too_short(answer: Answer, config: Filter) -> str | None:
     if words < 12 and not _SHORT_TASK.search(answer.prompt):
         if _LONG_TASK.search(answer.prompt):
             return "too_short"
-        if _DETAIL.search(answer.prompt) and not any(letter.isdigit() for letter in answer.text):
-            return "too_short"
-        if words < 4 and _EXPLAIN.match(answer.prompt):
+        number = any(letter.isdigit() for letter in answer.text)  # a result is an answer
+        if not number and (_DETAIL.search(answer.prompt) or (words < 4 and _EXPLAIN.match(answer.prompt))):
             return "too_short"
     return None
 

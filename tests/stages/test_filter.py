@@ -409,6 +409,8 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
         ("Who is Lara Croft?", "Lara Croft is an archaeologist, first seen in the video game Tomb Raider of 1996."),
         ("Write a bio for a data scientist.", "I'm a data scientist and AI enthusiast who turns messy data into decisions."),
         ("Write the opening of a cover letter for a machine learning job.", "I am an experienced AI research engineer, and your opening delighted me."),
+        ("Compare 9.11 and 9.9: which is larger?", "9.9"),
+        ("Write the letter that comes after B.", "C"),
     ],
 )  # fmt: skip
 def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
