@@ -1297,6 +1297,14 @@ _ASKS_ITEMS = _re(
     """,
     re.I,
 )
+# An item that has several: "- Citrus: orange, lemon, lime".
+_GROUP = _re(
+    r"""
+    ^[ \t]*(?:[-*•–·+]|\(?\d{1,3}[.)])\s+[^\n:,]{1,40}:[ *]+
+    ([^\s,.]+(?: [^\s,.]+){0,3}(?:, [^\s,.]+(?: [^\s,.]+){0,3})+\.?)$
+    """,
+    re.M,
+)
 _AT_MOST = _re(
     rf"""
     \b(?:within|under|at most|no more than|not more than|maximum(?: of)?|max\.?|fewer than|less than|up to
@@ -1344,8 +1352,10 @@ def not_as_asked(answer: Answer, config: Filter) -> str | None:
     items = len(_LIST_ITEM.findall(answer.text))
     if _ASKS_LIST.search(prompt) and not _LIST_OTHERWISE.search(prompt) and items < 2 and "```" not in answer.text:
         return "format"
-    if (found := _ASKS_ITEMS.search(prompt)) and 2 <= items < _number(found.group(1)) <= 50:
-        return "format"
+    if (found := _ASKS_ITEMS.search(prompt)) and 2 <= items < (asked := _number(found.group(1))) <= 50:
+        grouped = sum(group.count(",") + 1 for group in _GROUP.findall(answer.text))
+        if grouped < asked:
+            return "format"
     return None if _length_fits(prompt, answer) else "format"
 
 

@@ -411,6 +411,7 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
         ("Write the opening of a cover letter for a machine learning job.", "I am an experienced AI research engineer, and your opening delighted me."),
         ("Compare 9.11 and 9.9: which is larger?", "9.9"),
         ("Write the letter that comes after B.", "C"),
+        ("List ten fruits by kind.", "- Citrus: orange, lemon, lime, grapefruit\n- **Berries:** strawberry, blueberry, raspberry\n- Stone fruits: peach, plum, cherry"),
     ],
 )  # fmt: skip
 def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
@@ -437,6 +438,7 @@ def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
         "the image ",
         "no, i ",
         "{a_",
+        "- a: b",
     ):
         getattr(rules, pattern).search((piece * 20_000)[:20_000])
 
