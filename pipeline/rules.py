@@ -1325,6 +1325,8 @@ _ABOUT = _re(
     """,
     re.I,
 )
+# Somebody's vocabulary, not a length.
+_KNOWS_WORDS = re.compile(r"\b(?:knows?|says?|speaks?|understands?) (?:[a-z]+ ){1,2}(?:\d+|[a-z]+) words\b", re.I)
 _ONE_WORD = _re(
     r"""
     \b(?:in|with|using|only|just) (?:only |just |exactly )?(?:one|a single|1) word\b
@@ -1385,6 +1387,8 @@ def _length_fits(prompt: str, answer: Answer) -> bool:
         return True  # a script without spaces: words cannot be counted
     if _ONE_WORD.search(prompt) and words > 4:
         return False
+    if _KNOWS_WORDS.search(prompt):
+        return True
     if (found := _AT_MOST.search(prompt)) and words > 1.2 * _number(found.group(1)) + 3:
         return False
     if (found := _AT_LEAST.search(prompt)) and words < 0.8 * _number(found.group(1)):

@@ -412,6 +412,7 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
         ("Compare 9.11 and 9.9: which is larger?", "9.9"),
         ("Write the letter that comes after B.", "C"),
         ("List ten fruits by kind.", "- Citrus: orange, lemon, lime, grapefruit\n- **Berries:** strawberry, blueberry, raspberry\n- Stone fruits: peach, plum, cherry"),
+        ("My child of two says about 50 words. Is that normal?", "Yes, quite. " + " ".join(f"Child {n} of this age says {7 * n} words." for n in range(20))),
     ],
 )  # fmt: skip
 def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
