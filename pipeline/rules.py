@@ -1374,7 +1374,7 @@ def _has_json(text: str) -> bool:
             continue
         try:
             json.loads(block[min(starts) : end + 1])
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets within brackets without end
             continue
         return True
     return False

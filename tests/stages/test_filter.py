@@ -419,6 +419,11 @@ def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
     assert check(prompt, text) == []
 
 
+def test_json_without_end_is_no_json() -> None:
+    for bracket in ("[", '{"a": '):
+        assert "format" in check("Give the list as JSON.", bracket * 100_000 + "]}")
+
+
 @pytest.mark.parametrize("pattern", [name for name in vars(rules) if isinstance(getattr(rules, name), re.Pattern)])
 def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
     """Patterns see up to max_chars characters; a quadratic or worse one would take minutes here."""
