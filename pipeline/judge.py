@@ -10,7 +10,6 @@ response store has already. What a judge says besides its verdict, or instead of
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -111,8 +110,9 @@ def read_score(text: str, scale: tuple[int, int]) -> float | None:
     said = read_verdict(text, "score")
     if isinstance(said, str) and re.fullmatch(r"\s*\d{1,3}(?:\.\d{1,3})?\s*", said):
         said = float(said)
-    if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said):
+    if isinstance(said, bool) or not isinstance(said, int | float):
         return None
+    # NaN is on no scale, and a number of hundreds of digits, which is no float, is not either.
     return float(said) if scale[0] <= said <= scale[1] else None
 
 

@@ -133,6 +133,8 @@ def test_a_domain_may_have_its_own_template(folder):
         ('{"score": 0}', None),
         ('{"score": true}', None),
         ('{"score": NaN}', None),
+        ('{"score": Infinity}', None),
+        (f'{{"score": 1{"0" * 400}}}', None),
         ('{"score": null}', None),
         ('{"score": [7]}', None),
         ('{"score": 7', None),

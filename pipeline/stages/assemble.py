@@ -79,7 +79,7 @@ def sources(recipe: Recipe) -> dict[str, Path]:
 
 
 def forbidden(recipe: Recipe) -> list[overlap.Item]:
-    """Everything that must not be trained on: each user turn of the held-out questions and of `evaluations`."""
+    """Everything that must not be trained on: the last user turn of the held-out questions and of `evaluations`."""
     items = []
     for question in questions.held_out(recipe):
         # A question's last turn; what comes before it (a system prompt, earlier turns) may well be anybody's.

@@ -41,7 +41,7 @@ from pipeline.errors import RecipeError, UserError, where
 from pipeline.near import Rows
 from pipeline.progress import progress
 from pipeline.recipe import Dedupe, Recipe
-from pipeline.records import DUPLICATES, KEPT, Row
+from pipeline.records import COMPLETIONS, DUPLICATES, KEPT, Row
 
 VERSION = 3
 SECTIONS = ("dedupe",)
@@ -59,6 +59,9 @@ QUALITIES = ("score", "reward", "agreement")
 
 REMAKE = "Make the table again with --from filter."
 """What to do about a table that is damaged."""
+
+OURS = ("id", "prompt_id", "sample", "messages", "text", "finish_reason", "teacher")
+"""Columns by which a table of completions of a run is known."""
 
 COMPARED = {"pair": ("messages", "text"), "prompt": ("messages",), "completion": ("text",)}
 """dedupe.on -> the columns that are compared."""
@@ -440,10 +443,11 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     schema = pa.schema([KEPT.field(name) for name in columns])
     if path.suffix == ".parquet":
         try:
-            names = set(pq.read_schema(path).names)
+            found = pq.read_schema(path)
         except pa.ArrowException as error:
             raise UserError(f"dedupe.against: {path} cannot be read as Parquet ({error}).") from None
-        if names.issuperset(columns):
+        # Chat data of others has some of our names, with the answer in `messages` or the whole conversation in `text`.
+        if all(name in found.names and found.field(name).type == COMPLETIONS.field(name).type for name in OURS):
             for batch in artifacts.read_texts(path, columns, "Name another file in dedupe.against.", columns):
                 yield batch.cast(schema)
             return
@@ -457,8 +461,8 @@ def _existing_row(path: Path, line: int, row: Row, columns: list[str]) -> Row:
     if "messages" in columns:
         found["messages"] = list(questions.prompt_messages(path, line, row))
     if "text" in columns:
-        answer = next((row[name] for name in ("completion", "text") if row.get(name) is not None), None)
-        turns = row.get("messages") if answer is None else answer
+        answer = row.get("completion", row.get("text"))
+        turns = row.get("completion", row.get("messages"))
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
             answer = turns[-1].get("content")
         if not isinstance(answer, str):

@@ -313,6 +313,22 @@ def test_against_a_data_set_that_exists_already(tmp_path: Path) -> None:
         run(tmp_path, rows, against=path)
 
 
+@pytest.mark.parametrize("on", ["pair", "prompt", "completion"])
+def test_against_chat_data_with_columns_of_our_names(tmp_path: Path, on: str) -> None:
+    """Elsewhere `messages` has the answer too, and `text` may be the whole conversation, or messages a text."""
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Spock"}]
+    tables: list[Row] = [
+        {"id": "a", "messages": turns},
+        {"id": "a", "messages": turns, "text": "<s>Who? Spock</s>"},
+        {"id": 7, "messages": "Who?", "text": "Spock"},
+    ]
+    for number, there in enumerate(tables):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.Table.from_pylist([there]), path)
+        _, kept, dropped = run(tmp_path, [row(1, "Who?", "Spock"), row(2, "When?", "Never")], on=on, against=path)
+        assert kept.id.tolist() == ["000002"] and dropped.duplicate_of.tolist() == [str(there["id"])]
+
+
 def test_one_huge_row_is_a_row_like_others(tmp_path: Path) -> None:
     rows = [row(0, "p", "x" * 10_000_000), row(1, "p", "x" * 10_000_000), row(2, "p", "text")]
     assert len(run(tmp_path, rows)[1]) == 2

@@ -397,6 +397,33 @@ def test_what_other_peoples_data_showed(prompt: str, text: str, found: list[str]
     assert check(prompt, text) == found
 
 
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("Write a YAML configuration for a database.", "```yaml\nhost: localhost\nuser: admin\ndatabase: shop\n```\nAdjust the values to your server."),
+        ("How do I run a container as another user?", "Name the user by number:\n\n```yaml\nimage: nginx\nuser: 1000\n```"),
+        ("Name five internet protocols.", "HTTP, HTTPS, FTP, SMTP, and DNS."),
+        ("Name some stocks.", "AAPL, MSFT, NVDA, GOOGL, NFLX, TSLA and SBUX."),
+        ("How long are the sides?", "AB = sqrt((x2 - x1)^2 + (y2 - y1)^2)\nBC = sqrt((x3 - x2)^2 + (y3 - y2)^2)\nCA = sqrt((x1 - x3)^2 + (y1 - y3)^2)"),
+        ("When is the body of the loop run?", "While a&&b holds; with c&&d in its place, while both of these do."),
+        ("Who is Lara Croft?", "Lara Croft is an archaeologist, first seen in the video game Tomb Raider of 1996."),
+        ("Write a bio for a data scientist.", "I'm a data scientist and AI enthusiast who turns messy data into decisions."),
+        ("Write the opening of a cover letter for a machine learning job.", "I am an experienced AI research engineer, and your opening delighted me."),
+        ("Compare 9.11 and 9.9: which is larger?", "9.9"),
+        ("Write the letter that comes after B.", "C"),
+        ("List ten fruits by kind.", "- Citrus: orange, lemon, lime, grapefruit\n- **Berries:** strawberry, blueberry, raspberry\n- Stone fruits: peach, plum, cherry"),
+        ("My child of two says about 50 words. Is that normal?", "Yes, quite. " + " ".join(f"Child {n} of this age says {7 * n} words." for n in range(20))),
+    ],
+)  # fmt: skip
+def test_good_answers_that_look_like_a_defect(prompt: str, text: str) -> None:
+    assert check(prompt, text) == []
+
+
+def test_json_without_end_is_no_json() -> None:
+    for bracket in ("[", '{"a": '):
+        assert "format" in check("Give the list as JSON.", bracket * 100_000 + "]}")
+
+
 @pytest.mark.parametrize("pattern", [name for name in vars(rules) if isinstance(getattr(rules, name), re.Pattern)])
 def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
     """Patterns see up to max_chars characters; a quadratic or worse one would take minutes here."""
@@ -417,6 +444,7 @@ def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
         "the image ",
         "no, i ",
         "{a_",
+        "- a: b",
     ):
         getattr(rules, pattern).search((piece * 20_000)[:20_000])
 
