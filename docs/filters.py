@@ -122,6 +122,20 @@ repository; `pip download --no-deps pyrit==1.1.0`, then `python benchmarks/refus
   (partial refusals) and 3 with unfilled slots. So, read by hand, no answer without a defect of 249; before the mends it
   was 1 ("shown in photos").
 
+XSTest (Röttger et al., 2024, CC BY 4.0) has answers of models to questions that are unsafe or only sound so, labelled
+by two people each. `python benchmarks/refusals.py FOLDER` reads its model_completions. Only excerpts could be had here:
+
+- In the first excerpt, 57 refusals, the rules caught 47. Its misses were read: lectures in place of an answer. They
+  were mended in general (53 of 57), and a second excerpt that nobody had looked at came to **67 of 72 full refusals**
+  (64 before the mends), **0 of 28 answers rejected as a refusal**. 25 of the 72 say the same sentence; of 48 different
+  ones it is 43.
+- The misses of the second were mended too (71 of 72). A third excerpt, not looked at, came to **40 of 49 full
+  refusals**, 2 of 5 partial ones, and **2 of 36 answers rejected as a refusal**.
+- Both unseen excerpts together: **107 of 121 full refusals (88%), 2 of 64 answers (3%)**. The aim of 90% is missed by
+  two points. Of gpt-4's and Llama 2's refusals it is 69 of 70; of Mistral's with a guarding system prompt, which
+  moralises more than it refuses, 38 of 51.
+- The 11 other rejected answers of the second excerpt are cut off where their tokens ended, and the rule says so.
+
 None of this is a frontier model on everyday prompts: no such data was to be had where this was measured, so the aim of
 dropping at most 3% of good frontier answers is checked on the labelled set above and on these 249 only.
 """
