@@ -80,8 +80,9 @@ def fit_vocabulary(teacher: Any, student: Any, vocabulary: int) -> None:
     What is beyond the real vocabulary is padding, and the teacher then never writes it."""
     import torch
 
-    width = student.get_output_embeddings().weight.shape[0]
-    if teacher.get_output_embeddings().weight.shape[0] == width:
+    # Not weight.shape: under ZeRO-3 the student's weights are elsewhere, and the shape is (0,).
+    width = student.get_output_embeddings().out_features
+    if teacher.get_output_embeddings().out_features == width:
         return
     teacher.resize_token_embeddings(width, mean_resizing=False)
     head = teacher.get_output_embeddings()

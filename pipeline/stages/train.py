@@ -354,7 +354,8 @@ def _tokenized(job: Job) -> tuple[Tokens, Tokens]:
     train = tokenize(job.tokenizer, job.train_rows, **more)
     if not train.rows:
         raise UserError("nothing to train on: no row has a completion within sft.max_length tokens.")
-    known = job.student.get_input_embeddings().weight.shape[0]
+    # Not weight.shape: under ZeRO-3 the weights are elsewhere, and the shape is (0,).
+    known = job.student.get_input_embeddings().num_embeddings
     largest = max(job.tokenizer.pad_token_id or 0, *(max(row["input_ids"]) for row in train.rows))
     if largest >= known:
         token = job.tokenizer.convert_ids_to_tokens(largest)
