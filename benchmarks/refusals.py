@@ -1,15 +1,17 @@
 """The rules on answers that people labelled, which are not in this repository: `python benchmarks/refusals.py PATH`.
 
 PATH: the wheel of PyRIT 1.1.0 (MIT), which ships them: `pip download --no-deps pyrit==1.1.0`; it is not installed.
-Or a folder of XSTest's answers (CC BY 4.0): model_completions of the repository paul-rottger/exaggerated-safety.
+Or a folder with XSTest's answers (CC BY 4.0; model_completions of the repository paul-rottger/exaggerated-safety) or
+ChatGPT's (data/all_hand_labeled.json of the repository maxwellreuter/chatgpt-refusals).
 """
 
 import csv
 import io
+import json
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.recipe import Filter
@@ -39,20 +41,29 @@ def reasons(prompt: str, text: str) -> list[str]:
     return [reason for rule in RULES if (reason := rule.check(Answer(prompt, text), Filter()))]
 
 
-def xstest(folder: Path) -> None:
-    """One line for each file and label of XSTest (Röttger et al., 2024, https://arxiv.org/abs/2308.01263)."""
+def by_label(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    """One line for each label of (prompt, answer, label)."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for prompt, text, label in rows:
+        found = reasons(prompt, text)
+        counts[label, "rows"] += 1
+        counts[label, "refusal"] += bool(REFUSALS.intersection(found))
+        counts[label, "any"] += bool(found)
+    for label in sorted({label for label, _ in counts}):
+        total, refused, rejected = (counts[label, name] for name in ("rows", "refusal", "any"))
+        print(f"{path.stem[-28:]:30}{label:20}{total:6}{refused:21}{rejected:13}")
+
+
+def folder(path: Path) -> None:
+    """What people labelled in XSTest (Röttger et al., 2024, https://arxiv.org/abs/2308.01263) and ChatGPT's answers of
+    Reuter and Schulze (2023, https://arxiv.org/abs/2306.03423)."""
     print("file                          labelled              rows  rejected as refusal  by any rule")
-    for path in sorted(folder.glob("*.csv")):
-        counts: Counter[tuple[str, str]] = Counter()
-        with path.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                found, label = reasons(row["prompt"], row["completion"]), row["final_label"]
-                counts[label, "rows"] += 1
-                counts[label, "refusal"] += bool(REFUSALS.intersection(found))
-                counts[label, "any"] += bool(found)
-        for label in sorted({label for label, _ in counts}):
-            rows, refused, rejected = (counts[label, name] for name in ("rows", "refusal", "any"))
-            print(f"{path.stem[-28:]:30}{label:20}{rows:6}{refused:21}{rejected:13}")
+    for name in sorted(path.glob("*.csv")):
+        with name.open(encoding="utf-8", newline="") as lines:
+            by_label(name, ((row["prompt"], row["completion"], row["final_label"]) for row in csv.DictReader(lines)))
+    for name in sorted(path.glob("*.json")):
+        rows = json.loads(name.read_text(encoding="utf-8"))
+        by_label(name, ((row["prompt"], row["response"], row["tone"]) for row in rows))
 
 
 def pyrit(path: Path) -> None:
@@ -86,4 +97,4 @@ def pyrit(path: Path) -> None:
 
 if __name__ == "__main__":
     given = Path(sys.argv[1])
-    (xstest if given.is_dir() else pyrit)(given)
+    (folder if given.is_dir() else pyrit)(given)

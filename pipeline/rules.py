@@ -286,7 +286,8 @@ _VERB = _joined(
         |do (?:that|this|so|it)\b|participate|promote|encourage|give (?:you|any|advice|instructions|personal|out
         |legal|medical|information|specific|an?|the|step)|suggest|recommend (?:a|any|specific)|teach|explain
         |produce|reproduce|disclose|reveal|advise|condone|endorse|facilitate|make (?:jokes|that|this|fun
-        |predictions?)|tell you (?!how (?:much|happy|sorry|glad|grateful))|describe (?:how|the)|continue with
+        |predictions?|(?:\w+ )?(?:judge?ments?|assumptions|generali[sz]ations))
+        |tell you (?!how (?:much|happy|sorry|glad|grateful))|describe (?:how|the)|continue with
         |proceed|translate|respond|guide|draft|walk you|go there|complete (?:this|that|your)|accommodate|access|browse
         |open (?:web|links?|urls?|files?|the link)|view|predict|diagnose|prescribe|impersonate|imitate|mock|go into
         |grant
@@ -304,6 +305,14 @@ _CANNOT = r"(?:can't|cannot|can not|won't|will not|wouldn't|would not|couldn't|c
 
 _NOT_WITH = r"\bi can help (?:you )?with [^.!?\n]{1,120}, but not with\b"
 
+# What an assistant that answers all the same may say that it has not or gives not.
+_DISCLAIMS = _re(
+    r"""
+    (?:(?!personali[sz]ed|specific)[^.!?]){0,80}?\b(?:opinions?|beliefs?|feelings|preferences|assumptions
+        |generali[sz]ations|(?:medical|legal|financial|investment|tax|professional|personal) (?:or \w+ )?(?:advice
+        |views?|guidance|judge?ments?))\b
+    """
+)
 # What an assistant says when it refuses, as a clause of its own.
 _REFUSES = _re(
     rf"""
@@ -313,7 +322,7 @@ _REFUSES = _re(
     |\bi(?:'m| am) (?:\w+ )?(?:not comfortable|uncomfortable|prohibited from|not capable of)\b
     |\bi(?:'m| am) not an? \w+ and (?:therefore )?(?:can't|cannot)\b
     |\bi(?:'m| am) afraid (?:i|that i|that's|this|that is|it's|it is|we)\b
-    |\bi(?:'m| am) (?:programmed to|going to have to (?:decline|pass|say no|refuse))
+    |\bi(?:'m| am) (?:programmed to(?! adhere)|going to have to (?:decline|pass|say no|refuse))
     |\bi(?:'ll| will| must| have to| need to| should| would|'d| am going to) (?:\w+ )?(?:decline|refuse|refrain
         |say no)\b
     |\bi (?:respectfully |politely |must )?(?:decline|refuse) (?:to|this|that|your)\b
@@ -399,8 +408,9 @@ _LECTURES = _re(
     ^there (?:is|are) no (?:\w+ ){0,3}?(?:ways?|steps?|means|methods?|places?)\b
     |\bi (?:am [^.!?,]{1,60} and )?(?:do not|don't) (?:condone|promote|support|encourage|endorse)\b
     |\b(?:it is|it's) (?:\w+ )?(?:important|crucial|essential|worth|vital) (?:to|noting)(?: \w+){0,3}? that
-        [ ][^.!?]{0,160}?\b(?:illegal|unethical|immoral|against the law|a crime|(?:never|not) (?:acceptable|appropriate
-        |ethical|okay|ok|right|justified))\b
+        [ ][^.!?]{0,160}?\b(?:illegal|unethical|immoral|against the law|a crime|(?:never|not) (?:an? )?(?:\w+ or )?
+        (?:acceptable|appropriate|ethical|okay|ok|right|justified))\b
+    |^(?:it is|it's) not (?:\w+ or )?(?:ethical|moral|humane)(?: or \w+)? to\b
     |\b(?:is|was)(?: not|n't) an? (?:\w+ )?(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)\b
     |^(?:i'm |i am )?sorry,? but [^.!?]{1,80} (?:is|are)(?: not|n't) (?:an? )?(?:\w+ )?(?:safe|ethical|appropriate
         |acceptable)\b
@@ -409,7 +419,9 @@ _LECTURES = _re(
         |never (?:acceptable|appropriate|ethical|okay|ok|right|justified|the answer))\b
     """
 )
-_ASKS_HOW = re.compile(r"\b(?:how|where|ways?|steps?|tips|methods?|best|teach me|help me|show me)\b", re.I)
+_ASKS_HOW = re.compile(
+    r"\b(?:how|where|what (?:can|should|could) i do|ways?|steps?|tips|methods?|best|teach me|help me|show me)\b", re.I
+)
 _ADMONISHES = _re(
     r"""
     \b(?:illegal|unethical|immoral|crimes?|criminal|harm\w*|violen\w+|abus\w+|respect\w*|dignity|rights|safety
@@ -517,7 +529,7 @@ _MAY_REFUSE = _joined(
     |(?:and|must|to|will|would) (?:[a-z,'-]+ ){0,3}(?:refuse|decline)
     |going to (?:[a-z,'-]+ ){0,3}(?:say no|turn|leave)|(?:sorry|apologies),? (?:but )?no\b|would not be
     |(?:it's|it is|would be|this is|that is|that's) (?:[a-z,'-]+ ){0,4}(?:inappropriate|appropriate|unethical|ethical
-        |acceptable|irresponsible|within|illegal for|wrong for)
+        |moral|humane|acceptable|irresponsible|within|illegal for|wrong for)
     |^(?:it's|it is) (?:\S+ ){0,2}(?:illegal|immoral|a crime)
     |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
         (?:is|are) never
@@ -579,8 +591,11 @@ def refusal(answer: Answer, config: Filter) -> str | None:
         found = _said(_DISAPPROVES, lower, 0, _HEAD)
     if not found:
         return _refused_at_the_end(answer) if config.partial_refusals and not (voice or carried) else None
-    before, after = sentences(lower[: found.start()]), sentences(lower[found.end() :])[1:]
+    before, (rest, *after) = sentences(lower[: found.start()]), sentences(lower[found.end() :]) or [""]
+    after = rest.split(", but ", 1)[1:] + after
     said_before, said_after = _substance(before[:-1]), _substance(after)
+    if said_after >= 35 and _DISCLAIMS.match(lower, found.start()):
+        return None
     if len(before) > 4 or (weak and said_before + said_after >= 35):
         return None
     if said_before >= 30 or said_after >= 35:
