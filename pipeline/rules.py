@@ -947,7 +947,9 @@ def repetition(answer: Answer, config: Filter) -> str | None:
         return None
     if sum(map(eq, words, words[1:])) >= 8 and _longest_run(words) >= _RUN:
         return "repetition"
-    longest = max(answer.vocabulary, key=len) if len(answer.text) > 200 + 2 * many else ""
+    longest = ""
+    if len(answer.text) > 200 + 2 * many:  # the rule below a table's head, |---|---|, may be as long
+        longest = max((word for word in answer.vocabulary if word[0] not in "|+"), key=len, default="")
     if len(longest) >= _LONG_WORD and len(zlib.compress(longest.encode("utf-8", "replace"))) < 0.1 * len(longest):
         return "repetition"
     if distinct > _VARIED * many or many < 12:
@@ -1348,6 +1350,14 @@ _ABOUT = _re(
     """,
     re.I,
 )
+# Several texts: a length that is asked for after this is that of one of them.
+_SEVERAL = _re(
+    rf"""
+    \b(?:{_NUMBER}|several|multiple|a few|some) (?:(?!words|sentences)[\w'-]+ ){{0,3}}?(?!words?\b|sentences?\b
+        |paragraphs?\b|lines?\b)[\w-]+s\b[^.?!\n]{{0,60}}$
+    """,
+    re.I,
+)
 # Somebody's vocabulary, not a length.
 _KNOWS_WORDS = re.compile(r"\b(?:knows?|says?|speaks?|understands?) (?:[a-z]+ ){1,2}(?:\d+|[a-z]+) words\b", re.I)
 _ONE_WORD = _re(
@@ -1413,19 +1423,24 @@ def _length_fits(prompt: str, answer: Answer) -> bool:
     if _KNOWS_WORDS.search(prompt):
         return True
     if (found := _AT_MOST.search(prompt)) and words > 1.2 * _number(found.group(1)) + 3:
-        return False
+        return _of_several(prompt, found)
     if (found := _AT_LEAST.search(prompt)) and words < 0.8 * _number(found.group(1)):
         return False
     if not found and (found := _ABOUT.search(prompt)):
         asked = _number(found.group(1) or found.group(2))
         if asked >= 5 and not 0.5 * asked <= words <= 1.7 * asked + 3:
-            return False
+            return words > asked and _of_several(prompt, found)
     if found := _ASKS_SENTENCES.search(prompt):
         asked, plain = _number(found.group(2)), _ABBREVIATION.sub("x", prose(answer.text))
         said = len([part for part in sentences(plain) if any(letter.isalnum() for letter in part)])
         if said > asked + 1 + asked // 4 or (said < asked - asked // 4 and "." in plain):
             return False
     return True
+
+
+def _of_several(prompt: str, length: re.Match[str]) -> bool:
+    """Whether a length that the prompt asks for may be that of one text of several."""
+    return bool(_SEVERAL.search(prompt[: length.start()]))
 
 
 def disagreement(answer: Answer, config: Filter) -> str | None:
