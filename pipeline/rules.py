@@ -398,9 +398,11 @@ _DISAPPROVES = _re(
     """
 )
 _ASKS_JUDGEMENT = re.compile(
-    r"\b(?:should|ethic\w*|appropriate|acceptable|legal|illegal|allowed|forbidden|prohibited|banned|safe|okay|ok|right|wrong|moral|advi[cs]e|recommend\w*)\b",
+    r"\b(?:should|ethic\w*|appropriate|acceptable|rude|(?:im)?polite|proper|(?:un)?fair|etiquette|manners|taboo|legal|illegal|allowed|forbidden|prohibited|banned|safe|okay|ok|right|wrong|moral|advi[cs]e|recommend\w*)\b",
     re.I,
 )
+# These ask for reasons, not for a judgement.
+_LOADED = re.compile(r"^\W*why (?:should|shouldn't|is it (?:right|okay|best))\b", re.I)
 # What begins a lecture in place of an answer. It is one where the prompt asks how to do something, and hardly anything
 # follows that does not admonish.
 _LECTURES = _re(
@@ -427,6 +429,26 @@ _ADMONISHES = _re(
     \b(?:illegal|unethical|immoral|crimes?|criminal|harm\w*|violen\w+|abus\w+|respect\w*|dignity|rights|safety
         |consequences|acceptable|unacceptable|appropriate|inappropriate|consent|well-?being|responsib\w+|condone
         |professional help|authorities|peaceful\w*|ethical\w*|morals?)\b
+    """
+)
+# What opens an answer that objects to being asked: it counts whatever follows, for what follows is a sermon. To say
+# that a premise is wrong ("There is no reason why ...") is an answer.
+_OBJECTS = _re(
+    r"""
+    ^\W*(?:(?:no|i'm sorry|i am sorry|sorry|unfortunately|i am an? [^.,]{1,60}|i am not an? [^.,]{1,60}
+        |as an? [^.,]{1,60})[,.;]? )?(?:(?:but|and) )?
+    (?:i (?:must|have to|need to|can|want to|would like to|just want to) (?:\w+ )?(?:tell|inform|say|point out|note
+        |emphasi[sz]e|remind|clarify|stress|let)(?: you| know){0,2}(?: that)? |(?:it is|it's) (?:\w+ )?important to
+        (?: (?:note|remember|understand|recogni[sz]e|acknowledge)) that )?
+    (?:(?:it|this|that)(?: is|'s| would be| isn't) (?:also |simply |just )?(?:
+            (?:(?:not|never|neither)(?: \w+ly)?|(?<=isn't)) (?:appropriate|ethical|acceptable|respectful|right|okay|ok
+                |fair|moral|productive|helpful|responsible|humane|accurate,? (?:or|and|nor) \w+)
+            |(?:\w+ly )?(?:inappropriate|unethical|unacceptable|disrespectful|immoral|offensive|irresponsible)
+        )(?:,? (?:or|and|nor) \w+){0,2}(?: for \w+)? to (?:\w+ly )?(?:suggest|say|imply|claim|assume|insinuate
+            |make (?:assumptions|generali[sz]ations|light|such|fun|a statement|jokes)|generali[sz]e|stereotype|discuss
+            |ask|encourage|promote|advocate|speculate|single out|judge|propose|condone|engage in|even|request|seek)\b
+    |i (?:strongly |do not (?:condone|endorse)[^.!?]{0,80} and )?condemn\b)
+    |\bway to (\w+) [^.!?]{1,60} is (?:not to|to not|to never|never to) \1\b
     """
 )
 # Strong even where another voice may be speaking.
@@ -539,7 +561,11 @@ _MAY_REFUSE = _joined(
     |(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)
     |have the (?:capability|capacity|ability) to|(?:provide|give|share|offer) (?:\S+ )+(?:on|for|about) (?:how to|ways)
     |^(?:i'm |i am )?sorry,? but [^.!?]+ (?:is|are)(?: not|n't)[ ]
-    |way to [^.!?]+ is (?:not to|to not|to never|to avoid)
+    |way to [^.!?]+ is (?:not to|to not|to never|never to|to avoid)
+    |(?:it|this|that)(?:'s| is| would be| isn't) (?:[a-z,'-]+ ){1,8}to (?:[a-z]+ly )?(?:suggest|say|imply|claim|assume
+        |insinuate|make|generali|stereotype|discuss|ask|encourage|promote|advocate|speculate|single|judge|propose
+        |condone|engage|even|request|seek)
+    |i (?:\S+ )*?condemn
     |^[^.!?]+ (?:is|are) (?:\S+ )?(?:illegal|unethical|immoral|against the law|a (?:serious )?crime|never)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
     |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
@@ -584,6 +610,8 @@ def refusal(answer: Answer, config: Filter) -> str | None:
         found = _said(_REFUSES_ELSEWHERE, lower, 0, _HEAD)
     if not found and len(answer.words) <= 3 and _COMMAND.search(prompt) and "?" not in prompt:
         found = _NO.search(lower)
+    if not found and not voice and _objects(answer):
+        return "refusal" if config.refusals else None
     weak = not found and not voice and not _ASKS_JUDGEMENT.search(prompt)
     if weak and _lectures(answer):
         return "refusal" if config.refusals else None
@@ -596,11 +624,19 @@ def refusal(answer: Answer, config: Filter) -> str | None:
     said_before, said_after = _substance(before[:-1]), _substance(after)
     if said_after >= 35 and _DISCLAIMS.match(lower, found.start()):
         return None
-    if len(before) > 4 or (weak and said_before + said_after >= 35):
+    if len(before) > (2 if weak else 4) or (weak and said_before + said_after >= 35):
         return None
     if said_before >= 30 or said_after >= 35:
         return "partial_refusal" if config.partial_refusals else None
     return "refusal" if config.refusals else None
+
+
+def _objects(answer: Answer) -> bool:
+    """The answer opens by objecting to the request, and is not what a request for a judgement asks for."""
+    found = _said(_OBJECTS, answer.lower, 0, _HEAD)
+    if not found or not _ASKS_JUDGEMENT.search(answer.prompt) or _LOADED.search(answer.prompt):
+        return found is not None
+    return found.group().split()[-1] not in answer.prompt.lower()
 
 
 def _lectures(answer: Answer) -> bool:
