@@ -383,18 +383,18 @@ _REFUSES = _re(
 # What refusals say too, and advice as well: it counts only where no answer follows and the prompt does not ask for it.
 _DISAPPROVES = _re(
     r"""
-    \bi (?:do not|don't) (?:think|believe) (?:it|that|this) (?:would be|is|'s) (?:right|appropriate|ethical
-        |okay|ok|good)[ ]
-    |\b(?:it's|it is|it would be|this is|that is|that's|would be) (?:not |never |highly |both[ ]
-        |also )*(?:appropriate|inappropriate|ethical|unethical|acceptable|irresponsible|within my|against my
-        |illegal for me|wrong for me)(?: (?:or|and) \w+)?(?: for me)?(?: or \w+)? (?:to|programming|guidelines
-        |policy)
+    \b(?:i (?:do not|don't) (?:think|believe) (?:it|that|this) (?:would be|is|'s) (?:right|appropriate|ethical
+            |okay|ok|good)[ ]
+        |(?:it's|it is|it would be|this is|that is|that's|would be) (?:not |never |highly |both[ ]
+            |also )*(?:appropriate|inappropriate|ethical|unethical|acceptable|irresponsible|within my|against my
+            |illegal for me|wrong for me)(?: (?:or|and) \w+)?(?: for me)?(?: or \w+)? (?:to|programming|guidelines
+            |policy)
+        |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \w+){0,4}[ ]
+            (?:is|are) never\b
+        |i (?:must|have to|need to) (?:\w+ )?(?:inform|remind|point out|emphasi[sz]e|stress|tell|advise|clarify)\b
+        |i (?:would |'d |must )?(?:strongly |highly )?(?:advise|urge|caution) (?:you )?against\b
+        |i strongly (?:advise|urge|discourage|encourage))
     |^(?:it's|it is) (?:\w+ ){0,2}(?:illegal|immoral|a crime)(?:,? (?:and|or) (?:\w+ )?\w+)? to\b
-    |\b(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \w+){0,4}[ ]
-        (?:is|are) never\b
-    |\bi (?:must|have to|need to) (?:\w+ )?(?:inform|remind|point out|emphasi[sz]e|stress|tell|advise|clarify)\b
-    |\bi (?:would |'d |must )?(?:strongly |highly )?(?:advise|urge|caution) (?:you )?against\b
-    |\bi strongly (?:advise|urge|discourage|encourage)
     """
 )
 _ASKS_JUDGEMENT = re.compile(
@@ -407,16 +407,17 @@ _LOADED = re.compile(r"^\W*why (?:should|shouldn't|is it (?:right|okay|best))\b"
 # follows that does not admonish.
 _LECTURES = _re(
     r"""
-    ^there (?:is|are) no (?:\w+ ){0,3}?(?:ways?|steps?|means|methods?|places?)\b
-    |\bi (?:am [^.!?,]{1,60} and )?(?:do not|don't) (?:condone|promote|support|encourage|endorse)\b
-    |\b(?:it is|it's) (?:\w+ )?(?:important|crucial|essential|worth|vital) (?:to|noting)(?: \w+){0,3}? that
-        [ ][^.!?]{0,160}?\b(?:illegal|unethical|immoral|against the law|a crime|(?:never|not) (?:an? )?(?:\w+ or )?
-        (?:acceptable|appropriate|ethical|okay|ok|right|justified))\b
+    \b(?:i (?:am [^.!?,]{1,60} and )?(?:do not|don't) (?:condone|promote|support|encourage|endorse)\b
+        |(?:it is|it's) (?:\w+ )?(?:important|crucial|essential|worth|vital) (?:to|noting)(?: \w+){0,3}? that
+            [ ][^.!?]{0,160}?\b(?:illegal|unethical|immoral|against the law|a crime|(?:never|not) (?:an? )?(?:\w+ or )?
+            (?:acceptable|appropriate|ethical|okay|ok|right|justified))\b
+        |(?:is|was)(?: not|n't) an? (?:\w+ )?(?:appropriate|acceptable|respectful)[ ]
+            (?:question|request|topic|statement)\b
+        |the (?:\w+ ){1,2}way to [^.!?]{1,60} is (?:not to|to not|to never|to avoid)\b)
+    |^there (?:is|are) no (?:\w+ ){0,3}?(?:ways?|steps?|means|methods?|places?)\b
     |^(?:it is|it's) not (?:\w+ or )?(?:ethical|moral|humane)(?: or \w+)? to\b
-    |\b(?:is|was)(?: not|n't) an? (?:\w+ )?(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)\b
     |^(?:i'm |i am )?sorry,? but [^.!?]{1,80} (?:is|are)(?: not|n't) (?:an? )?(?:\w+ )?(?:safe|ethical|appropriate
         |acceptable)\b
-    |\bthe (?:\w+ ){1,2}way to [^.!?]{1,60} is (?:not to|to not|to never|to avoid)\b
     |^[^.!?]{1,100} (?:is|are) (?:\w+ )?(?:illegal|unethical|immoral|against the law|a (?:serious )?crime
         |never (?:acceptable|appropriate|ethical|okay|ok|right|justified|the answer))\b
     """
@@ -441,12 +442,12 @@ _OBJECTS = _re(
         |emphasi[sz]e|remind|clarify|stress|let)(?: you| know){0,2}(?: that)? |(?:it is|it's) (?:\w+ )?important to
         (?: (?:note|remember|understand|recogni[sz]e|acknowledge)) that )?
     (?:(?:it|this|that)(?: is|'s| would be| isn't) (?:also |simply |just )?(?:
-            (?:(?:not|never|neither)(?: \w+ly)?|(?<=isn't)) (?:appropriate|ethical|acceptable|respectful|right|okay|ok
-                |fair|moral|productive|helpful|responsible|humane|accurate,? (?:or|and|nor) \w+)
+            (?:(?:not|never|neither)(?: \w+ly)?|(?<=isn't)) (?:appropriate|ethical|acceptable|respectful|moral
+                |responsible|humane)
             |(?:\w+ly )?(?:inappropriate|unethical|unacceptable|disrespectful|immoral|offensive|irresponsible)
-        )(?:,? (?:or|and|nor) \w+){0,2}(?: for \w+)? to (?:\w+ly )?(?:suggest|say|imply|claim|assume|insinuate
+        )(?:,? (?:or|and|nor) \w+){0,2}(?: for \w+)? to (?:\w+ly )?(?:suggest|imply|insinuate
             |make (?:assumptions|generali[sz]ations|light|such|fun|a statement|jokes)|generali[sz]e|stereotype|discuss
-            |ask|encourage|promote|advocate|speculate|single out|judge|propose|condone|engage in|even|request|seek)\b
+            |ask|encourage|promote|advocate|speculate|condone|engage in)\b
     |i (?:strongly |do not (?:condone|endorse)[^.!?]{0,80} and )?condemn\b)
     |\bway to (\w+) [^.!?]{1,60} is (?:not to|to not|to never|never to) \1\b
     """
@@ -550,8 +551,9 @@ _MAY_REFUSE = _joined(
     |as (?:a|an) (?:[a-z,'-]+ ){1,5}ai\b|wrong of me|no way for me
     |(?:and|must|to|will|would) (?:[a-z,'-]+ ){0,3}(?:refuse|decline)
     |going to (?:[a-z,'-]+ ){0,3}(?:say no|turn|leave)|(?:sorry|apologies),? (?:but )?no\b|would not be
-    |(?:it's|it is|would be|this is|that is|that's) (?:[a-z,'-]+ ){0,4}(?:inappropriate|appropriate|unethical|ethical
-        |moral|humane|acceptable|irresponsible|within|illegal for|wrong for)
+    |(?:it's|it is|would be|this is|that is|that's|isn't) (?:[a-z,'-]+ ){0,4}(?:inappropriate|appropriate|unethical
+        |ethical|moral|immoral|humane|acceptable|unacceptable|responsible|irresponsible|respectful|disrespectful
+        |offensive|within|illegal for|wrong for)
     |^(?:it's|it is) (?:\S+ ){0,2}(?:illegal|immoral|a crime)
     |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
         (?:is|are) never
@@ -562,10 +564,7 @@ _MAY_REFUSE = _joined(
     |have the (?:capability|capacity|ability) to|(?:provide|give|share|offer) (?:\S+ )+(?:on|for|about) (?:how to|ways)
     |^(?:i'm |i am )?sorry,? but [^.!?]+ (?:is|are)(?: not|n't)[ ]
     |way to [^.!?]+ is (?:not to|to not|to never|never to|to avoid)
-    |(?:it|this|that)(?:'s| is| would be| isn't) (?:[a-z,'-]+ ){1,8}to (?:[a-z]+ly )?(?:suggest|say|imply|claim|assume
-        |insinuate|make|generali|stereotype|discuss|ask|encourage|promote|advocate|speculate|single|judge|propose
-        |condone|engage|even|request|seek)
-    |i (?:\S+ )*?condemn
+    |condemn
     |^[^.!?]+ (?:is|are) (?:\S+ )?(?:illegal|unethical|immoral|against the law|a (?:serious )?crime|never)
     |nicht|no puedo|no voy|no podré|je ne|non posso|não|\bik |nie mogę|yardım|не (?:могу|буду|смогу)|抱歉|对不起|對不起
     |不好意思|很遗憾|我(?:无法|不能|無法|不会)|申し訳|すみません|ごめんなさい|죄송|미안|لا |لن |मदद|सहायता
