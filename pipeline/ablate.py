@@ -329,7 +329,10 @@ def _teacher(recipe: Recipe, asked: Sequence[Question], out: Path) -> Path | Non
     system = collect.system_message(recipe)
     determined = collect.sources(recipe)
     digests = {name: artifacts.digest(path) for name, path in sorted(determined.items())}
-    path = _place(["teacher", teacher.fingerprinted(), recipe.seed, system, digests], recipe, asked, out)
+    who = ["teacher", teacher.fingerprinted(), recipe.seed, system, digests]
+    if teacher.provider != "local":  # it is asked greedily too, but otherwise as in collect
+        who += [recipe.collect.sampling.fingerprinted(), evaluate.hosted_room(recipe)]
+    path = _place(who, recipe, asked, out)
     if path.is_file() and all_answered(path):
         return path
     if teacher.provider == "local":

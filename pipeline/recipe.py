@@ -632,6 +632,8 @@ class Evaluate(Section):
     limit: int | None = Field(default=None, gt=0)
     """At most this many questions, drawn with the recipe's seed."""
     max_tokens: int = Field(default=64, gt=0)
+    """An answer ends after so many tokens, whoever gives it; one of a teacher over HTTP is cut to so many of the
+    student's tokens. The report counts those that were cut."""
     batch_size: int = Field(default=64, gt=0)
     latency_questions: int = Field(default=32, gt=0)
     """Questions asked one at a time to measure latency."""

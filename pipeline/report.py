@@ -56,6 +56,17 @@ def headline(scores: dict[str, Any]) -> str:
     return "the student " + " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
+def cut_off(scores: dict[str, Any]) -> str | None:
+    """That the teacher had more to say than it was let, in a sentence; None if it had not."""
+    if not scores["teacher"] or not scores["teacher"]["cut"]:
+        return None
+    return (
+        f"{scores['teacher']['cut']:,} of the teacher's answers are longer than evaluate.max_tokens "
+        f"({scores['measured']['max_tokens']:,}) and were cut there, as every model's are: raise it to compare whole "
+        "ones."
+    )
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """0.724 as 72.4%; nothing for None."""
     return "" if value is None else f"{100 * value:.{digits}f}%"
@@ -119,6 +130,8 @@ def figures(scores: dict[str, Any], digits: int = 1) -> list[tuple[str, str, lis
         ),
         ("not answered", "the question is too long for the model, or its provider failed",
          [(f"{m['unanswered']:,}" if any(m["unanswered"] for m in models) else "", "") for m in models]),
+        ("cut off", f"answers longer than evaluate.max_tokens, {measured['max_tokens']:,}, that end there",
+         [(f"{m['cut']:,}" if any(m["cut"] for m in models) else "", "") for m in models]),
         ("parameters", "", [(amount(m["parameters"]), "") for m in models]),
         ("on disk", "the model's folder", [(amount(m["disk_bytes"], "B"), "") for m in models]),
         ("memory", "weights and a full batch, at the most",
@@ -245,6 +258,8 @@ def terminal_table(scores: dict[str, Any]) -> "RenderableType":
     lines = [Text(f"{said[0].upper()}{said[1:]}.")]
     if "judge" in scores:
         lines.append(Text(judged(scores["judge"])))
+    if cut := cut_off(scores):
+        lines.append(Text(cut, style="yellow"))
     if costs := costs_in_words(scores["cost"]):
         lines.append(Text(costs))
     lines += [
@@ -302,6 +317,7 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         domain=recipe.domain,
         headline=f"{said[0].upper()}{said[1:]}.",
         scores=scores,
+        cut_off=cut_off(scores),
         judged=judged(scores["judge"]) if "judge" in scores else None,
         models=[(name, LABELS[name], scores[name]["name"]) for name in LABELS if scores[name]],
         rows=figures(scores),

@@ -41,7 +41,7 @@ def model(accuracy: float | None, **more) -> dict:
         "tokens_per_s_range": [5000.0, 5200.0], "latency_p50_s": 0.0123, "latency_p95_s": 0.02,
         "first_token_p50_s": 0.004, "first_token_p95_s": 0.006, "tokens_per_s_one": 410.0,
         "tokens_per_s_one_range": [400.0, 420.0], "agreement_ci": [0.7, 0.9], "rouge_l_ci": [0.7, 0.9],
-        "chrf_ci": [0.8, 0.9], "unanswered": 0,
+        "chrf_ci": [0.8, 0.9], "unanswered": 0, "cut": 0,
     } | more  # fmt: skip
 
 
@@ -52,8 +52,8 @@ def scores_of(**models) -> dict:
         "questions": 60, "questions_with_answers": 60, "retention": 0.985, "retention_ci": [0.95, 1.02],
         "speedup": 2.31, "latency_speedup": 1.8, "size_ratio": 0.25, "over_random_subset": 0.12,
         "over_random_subset_ci": [-0.01, 0.16],
-        "measured": {"batch_size": 64, "tokens_each": 5, "rounds": 7, "latency_questions": 32, "threads": 2,
-                     "device": "cpu", "usd_per_hour": None, "one_tokenizer": True, "bootstrap": 2000,
+        "measured": {"max_tokens": 64, "batch_size": 64, "tokens_each": 5, "rounds": 7, "latency_questions": 32,
+                     "threads": 2, "device": "cpu", "usd_per_hour": None, "one_tokenizer": True, "bootstrap": 2000,
                      "seed": 0}, "usage": None,
         "aims": [
             {"name": "retention", "text": "the student keeps at least 97%", "value": 0.985, "target": 0.97,

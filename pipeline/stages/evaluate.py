@@ -50,7 +50,7 @@ from pipeline.stages.train import open_student
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 
-VERSION = 3
+VERSION = 4
 SECTIONS = ("generate", "collect", "train", "evaluate")
 READS = {
     **{"student": "train", "metrics.jsonl": "train", "train": "assemble", "validation": "assemble"},
@@ -453,7 +453,7 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
         system = len(collect.system_message(recipe) or "") // collect.CHARACTERS_A_TOKEN
         read = sum(prompts) // collect.CHARACTERS_A_TOKEN + len(asked) * (system + 8)
         name = f"{collect.teacher_name(teacher)} (evaluate)"
-        said = len(asked) * recipe.collect.sampling.max_tokens
+        said = len(asked) * hosted_room(recipe)
         lines.append(collect.estimated(teacher, name, len(asked), read, said))
     if config:
         (named,) = recipe.judging(config).teachers
@@ -504,6 +504,7 @@ def measure(
             "usd_per_million_tokens": per_hour / (rate * 3600) * 1e6 if rate and per_hour is not None else None,
         }
     conditions = {
+        "max_tokens": config.max_tokens,
         "batch_size": config.batch_size,
         "tokens_each": tokens,
         "rounds": len(seconds["student"]) if seconds else 0,
@@ -618,18 +619,39 @@ def examined(recipe: Recipe) -> Teacher | None:
     return here[0] if here else max(teachers, key=lambda teacher: teacher.weight, default=None)
 
 
+def hosted_room(recipe: Recipe) -> int:
+    """Tokens that a teacher over the network may write. At the provider the thoughts of a reasoning model count too, so
+    it gets no less than in collect, where its answers fitted."""
+    return max(recipe.collect.sampling.max_tokens, recipe.evaluate.max_tokens)
+
+
 def ask_hosted(recipe: Recipe, teacher: Teacher, asked: Sequence[Question], out: Path) -> tuple[list[Row], Any]:
     """A teacher's answers over the network, as collect asks (the response store, the budget, retries) but one a
     question and greedy; and what they used. A question that failed has finish_reason "error"."""
     sampling = recipe.collect.sampling
     greedy = {"temperature": 0.0, "top_p": 1.0}
     # A null parameter is not sent, because this model refuses it.
-    changes = {name: value for name, value in greedy.items() if getattr(sampling, name) is not None}
-    once = {"teachers": [teacher], "sampling": sampling.model_copy(update=changes | {"logprobs": False})}
+    changes: dict[str, Any] = {name: value for name, value in greedy.items() if getattr(sampling, name) is not None}
+    changes |= {"logprobs": False, "max_tokens": hosted_room(recipe)}
+    once = {"teachers": [teacher], "sampling": sampling.model_copy(update=changes)}
     section = recipe.collect.model_copy(update=once)
     rows, usage = asking.ask(recipe, section, [question.messages for question in asked], out)
     failed = {"text": "", "finish_reason": "error", "output_tokens": 0}
     return [row or failed for row in rows], usage
+
+
+def cut(rows: Sequence[Row], tokenizer: Any, max_tokens: int) -> list[Row]:
+    """Answers from elsewhere as they would be had they been written here: with at most `max_tokens` of the student's
+    tokens, and their number. A whole answer beside a cut one would be compared with it unfairly."""
+    found = []
+    for row in rows:
+        ids = tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        if row["finish_reason"] == "error" or len(ids) <= max_tokens:
+            found.append(row | {"output_tokens": len(ids)})
+            continue
+        text = tokenizer.decode(ids[:max_tokens], clean_up_tokenization_spaces=False)
+        found.append(row | {"text": text, "finish_reason": "length", "output_tokens": max_tokens})
+    return found
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
@@ -668,7 +690,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 
     answers, usage = ask(models, chats, config), None
     if teacher and "teacher" not in models:
-        answers["teacher"], usage = ask_hosted(recipe, teacher, asked, out)
+        whole, usage = ask_hosted(recipe, teacher, asked, out)
+        answers["teacher"] = cut(whole, models["student"].tokenizer, config.max_tokens)
     told = [None if row["finish_reason"] == "error" else row["text"] for row in answers.get("teacher", [])]
     surprises = surprise(models, chats, told or [None] * len(asked), config.batch_size)
     surprises.setdefault("teacher", [(0.0, 0)] * len(asked))
@@ -681,6 +704,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         if name in answers:
             scores[name] |= figures.get(name, unmeasured) | {"name": _name(recipe, name)}
             scores[name]["unanswered"] = sum(row["finish_reason"] == "error" for row in answers[name])
+            scores[name]["cut"] = sum(row["finish_reason"] == "length" for row in answers[name])
         else:
             scores[name] = None
     ours, theirs = scores["student"], scores["teacher"] or unmeasured

@@ -16,6 +16,7 @@ from pipeline.questions import Question
 from pipeline.recipe import load_recipe
 from pipeline.stages import evaluate
 from pipeline.stages.evaluate import chrf, exact_match, interval, normalise, resample, rouge_l, token_f1
+from pipeline.teachers import local
 from scripted import scripted
 from teacher_server import running
 from tiny import CAPITALS
@@ -234,6 +235,7 @@ def test_a_teacher_elsewhere_is_asked_once(finished, tmp_path, monkeypatch):
             f"collect.teachers=[{teacher}]",
             "train.tokenizer=data/runs/tiny/train/student",
             "train.baselines=[]",
+            "evaluate.max_tokens=64",
         ]
         for attempt in range(2):
             out = tmp_path / f"attempt{attempt}"
@@ -253,6 +255,39 @@ def test_a_teacher_elsewhere_is_asked_once(finished, tmp_path, monkeypatch):
     assert "The teacher answers elsewhere" in page and "canary" not in page
 
 
+def test_a_teacher_elsewhere_has_as_much_room_as_the_student(finished, tmp_path, monkeypatch):
+    """Its request leaves room for its thoughts, which count at the provider; its answer ends where the student's has
+    to."""
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("SEQKD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TEST_KEY", "canary-58d1")
+    long, short = "The capital of Peru is Lima, as it always was. " * 9, "Oslo, as it is called."
+    with scripted(lambda text: short if "Norway" in text else long) as server:
+        teacher = f"{{provider: openai, model: big, base_url: '{server.url}', api_key_env: TEST_KEY}}"
+        changes = [f"collect.teachers=[{teacher}]", "train.tokenizer=data/runs/tiny/train/student"]
+        changes += ["train.baselines=[]"]
+        for room, asked in ((16, 300), (400, 400)):
+            server.asked.clear()
+            sizes = [f"evaluate.max_tokens={room}", "collect.sampling.max_tokens=300"]
+            scores = evaluated(finished, tmp_path, *changes, *sizes)
+            assert {json.loads(body)["max_completion_tokens"] for body in server.asked} <= {asked}  # or from the store
+            rows = artifacts.read_table(tmp_path / "predictions.parquet").to_pylist()
+            said = {row["text"] for row in rows if row["model"] == "teacher"}
+            tokenizer = local.load(finished / "data/runs/tiny/train/student").tokenizer
+            whole = len(tokenizer(long, add_special_tokens=False)["input_ids"])
+            cut = next(text for text in said if text.startswith("The capital"))
+            assert short in said and long.startswith(cut)
+            assert len(tokenizer(cut, add_special_tokens=False)["input_ids"]) == min(room, whole)
+            assert scores["teacher"]["cut"] == (11 if room < whole else 0)
+            assert {row["output_tokens"] for row in rows if row["model"] == "teacher"} >= {min(room, whole)}
+            page = " ".join((tmp_path / "report.html").read_text().split())
+            assert ("11 of the teacher&#39;s answers are longer than evaluate.max_tokens (16)" in page) == (
+                room < whole
+            )
+    lines = evaluate.estimate(load_recipe(finished / "tiny.yaml", [*changes, *sizes]))
+    assert lines[0]["output_tokens"] == 400 * len(CAPITALS)
+
+
 def test_what_a_teacher_failed_on_is_neither_right_nor_wrong(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(finished)
     monkeypatch.setenv("SEQKD_DATA", str(tmp_path / "data"))
@@ -264,6 +299,7 @@ def test_what_a_teacher_failed_on_is_neither_right_nor_wrong(finished, tmp_path,
         teacher = f"{{provider: openai, model: big, base_url: '{server.url}', api_key_env: TEST_KEY, {price}}}"
         changes = [f"collect.teachers=[{teacher}]", f"evaluate.questions={tmp_path / 'mine.jsonl'}"]
         changes += ["train.tokenizer=data/runs/tiny/train/student", "train.baselines=[]", "evaluate.usd_per_hour=2"]
+        changes += ["evaluate.max_tokens=64"]
         scores = evaluated(finished, tmp_path, *changes)
     failed = scores["teacher"]["unanswered"]
     assert 0 < failed < 30 and scores["student"]["unanswered"] == 0
