@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import artifacts, flow, questions
+from pipeline import artifacts, flow, questions, report
 from pipeline.errors import SeqkdError, UserError, nearest
 from pipeline.progress import progress, say
 from pipeline.questions import Question
@@ -77,6 +77,7 @@ class Student(NamedTuple):
     answers: list[Path]
     before: str | None  # name of the row one step before
     random: str | None  # name of the row on as many random answers
+    identity: str | None = None  # as of report.identity; None for those that no recipe trains as it is
 
 
 def ablate(
@@ -131,7 +132,9 @@ def ablate(
         students = _students(names, variants, found)
         scores = score(asked, students, teacher, base.evaluate.bootstrap, base.seed)
         scores["seeds"] = numbers
-        artifacts.write_json(run / "ablation.json", scores)
+        # Renamed into place: the report of a run reads it.
+        artifacts.write_json(run / "ablation.partial", scores)
+        (run / "ablation.partial").rename(run / "ablation.json")
         artifacts.write_text(run / "ablation.md", table(scores))
     return scores
 
@@ -356,24 +359,27 @@ def all_answered(table: Path) -> bool:
 
 def _students(methods: Sequence[str], variants: Sequence[Variant], found: dict[str, list[Path]]) -> list[Student]:
     """The rows of the table, in its order."""
-    rows = {}
+    rows, own = {}, dict[str, str]()
     for variant in variants:
         manifest = flow.read_manifest(variant.run, "train")
         assert manifest
         rows[variant.name] = manifest["counts"]["training"]["student"]["rows"]
+        if not variant.before:
+            own[variant.name] = report.identity(variant.run, variant.recipe)
         for baseline in variant.recipe.train.baselines:
             rows[f"{variant.name} random"] = manifest["counts"]["training"][baseline]["rows"]
     students = [Student("untrained", "untrained", None, found["untrained"], None, None)]
     before: str | None = "untrained"
     for name, label in STEPS.items():
         random = f"{name} random" if f"{name} random" in found else None
-        students.append(Student(name, label, rows[name], found[name], before, random))
+        students.append(Student(name, label, rows[name], found[name], before, random, own[name]))
         if random:
             students.append(Student(random, f"random, as many as {label}", rows[random], found[random], None, None))
         before = name
     for method in methods[1:]:
         label = f"{method}, after {methods[0]}" if method == "on_policy" else method
-        students.append(Student(method, label, rows[method], found[method], "best_of", "best_of random"))
+        more = ("best_of", "best_of random", own.get(method))
+        students.append(Student(method, label, rows[method], found[method], *more))
     return students
 
 
@@ -414,6 +420,7 @@ def score(
     for student in students:
         name = student.name
         row: dict[str, Any] = {"name": name, "label": student.label, "rows": student.rows}
+        row |= {"identity": student.identity}
         row |= {"accuracy": means[name], "by_seed": accuracy[name], "accuracy_ci": evaluate.interval(samples[name])}
         for key, other in (("over_before", student.before), ("over_random", student.random)):
             row[key] = means[name] - means[other] if other else None

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifacts, flow
+from pipeline import artifacts, flow, questions
 from pipeline.recipe import Recipe
-from pipeline.records import Row
+from pipeline.records import Row, make_id
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -208,22 +208,39 @@ def dollars(value: float) -> str:
     return f"${value:.{1 - math.floor(math.log10(value))}f}"
 
 
-def repeated(run: Path) -> str | None:
-    """What `seqkd ablate` found for this recipe's student over several seeds, in a sentence; None if it was not run."""
+def identity(run: Path, recipe: Recipe) -> str:
+    """A hash of all that determines how a run's student answers the held-out questions, but for its seed: what an
+    ablation and an evaluation have in common if they are about the same student. The stage train is complete."""
+    manifest = flow.read_manifest(run, "train")
+    assert manifest
+    basis = manifest["basis"]
+    train = {name: value for name, value in basis["recipe"]["train"].items() if name not in ("seed", "baselines")}
+    inputs = {name: digest for name, digest in basis["inputs"].items() if name != "assemble/random_subset"}
+    exam = sorted([one.id, list(one.messages), list(one.answers)] for one in questions.held_out(recipe))
+    return make_id(basis["version"], train, inputs, exam, recipe.evaluate.max_tokens)
+
+
+def ablated(run: Path, recipe: Recipe) -> tuple[str | None, bool]:
+    """What `seqkd ablate` found for this very student over several seeds, in a sentence, None if nothing; and whether
+    the run has an ablation of another one: of an earlier recipe, of other data or questions."""
     path = run / "ablation.json"
     if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    student = next((row for row in found["variants"] if row["name"] == "best_of"), None)
+        return None, False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None, True
+    own = identity(run, recipe)
+    student = next((row for row in found["variants"] if row.get("identity") == own), None)
     if student is None:
-        return None
+        return None, True
     ends, seeds = _between(student["accuracy_ci"], 100, 1), student["by_seed"]
     each = ", ".join(percent(value) for value in seeds)
     several = f"{len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     return (
         f"An ablation of this run trained the student with {several}: {percent(student['accuracy'])} ({ends}) of "
         f"{found['questions']:,} questions, by seed {each}. ablation.md beside this folder has the whole table."
-    )
+    ), False
 
 
 def _digits(value: float | None, scale: float = 1, digits: int = 3) -> str:
@@ -304,6 +321,7 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
     manifests = {stage: manifest for stage in before if (manifest := flow.read_manifest(run, stage))}
     account = flow.account(run)
     said = headline(scores)
+    repeated, outdated = ablated(run, recipe)
     asked = {row["question_id"]: row["question"] for row in predictions}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
@@ -327,7 +345,8 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         cost=scores["cost"],
         costs=costs_in_words(scores["cost"]),
         together=_together(scores["cost"]),
-        repeated=repeated(run),
+        repeated=repeated,
+        outdated=outdated,
         bar=bar(account, manifests),
         stages=[(stage, flow.outcomes(manifests[stage]), manifests[stage]["seconds"]) for stage in manifests],
         manifests=manifests,

@@ -152,6 +152,27 @@ def test_again_it_trains_and_answers_nothing(ablated):
     assert {path: path.stat().st_mtime_ns for path in (folder / "ablation").iterdir()} == written
 
 
+def test_the_report_quotes_the_ablation_of_its_own_student(ablated, tmp_path):
+    """And none of another one, of an earlier recipe of the run."""
+    shutil.copytree(ablated, tmp_path, dirs_exist_ok=True)
+    folder, settings = tmp_path / "data" / "runs" / "tiny", ["--set", "train.sft.max_steps=12"]
+    (row,) = (row for row in json.loads((folder / "ablation.json").read_text())["variants"] if row["name"] == "best_of")
+    quoted = f"with 2 seeds: {100 * row['accuracy']:.1f}%"
+    for changes, own in (
+        (["--set", "train.seed=5"], True),  # one of the ablation's students but for the seed
+        (["--set", "filter.agreement.min_share=0.9"], False),
+        (["--set", "evaluate.limit=6"], False),
+    ):
+        done = seqkd("run", "tiny.yaml", *settings, *changes, "--force", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        page = (folder / "evaluate" / "report.html").read_text()
+        assert (quoted in page) == own and ("of another student" in page) == (not own), changes
+        assert ("All of this is one student" in page) == (not own)
+    (folder / "ablation.json").write_text('{"variants": [')  # as a version that did not rename it into place left it
+    done = seqkd("run", "tiny.yaml", *settings, "--from", "evaluate", "--force", cwd=tmp_path)
+    assert done.returncode == 0 and "of another student" in (folder / "evaluate" / "report.html").read_text()
+
+
 def test_killed_anywhere_it_comes_to_the_same_table(ablated, finished, tmp_path):
     """And however many students are trained at a time."""
     folder, draw = with_teacher(tmp_path, finished), random.Random(7)

@@ -356,11 +356,3 @@ def test_benchmarks_show_a_group_and_not_its_parts():
     _, about, values = rows[0]
     assert about == "1,200 questions, 5 worked examples, higher is better"
     assert values == [("", ""), ("0.5", "± 0.01"), ("", ""), ("", "")]
-
-
-def test_the_page_quotes_an_ablation(run):
-    student = {"name": "best_of", "accuracy": 0.82, "accuracy_ci": [0.8, 0.84], "by_seed": [0.81, 0.83]}
-    artifacts.write_json(run / "ablation.json", {"questions": 60, "seeds": [0, 1], "variants": [student]})
-    page = page_of(run, scores_of(**ALL), predictions())
-    assert "with 2 seeds: 82.0% (80.0 to 84.0) of 60 questions, by seed 81.0%, 83.0%." in page
-    assert "from one seed" not in page
