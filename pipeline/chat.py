@@ -50,13 +50,16 @@ def chat(run: Run, *, teacher: bool, max_tokens: int, temperature: float) -> Non
             for speaker in speakers:
                 speaker.turns.clear()
             continue
-        dropped = [ask(speaker, question, max_tokens) for speaker in speakers]
-        if any(dropped) and not told:
+        put = [ask(speaker, question, max_tokens) for speaker in speakers]
+        if any(dropped for dropped, _ in put) and not told:
             told = True
             say("(what was said does not fit into the model's context any more: the oldest turns are dropped)")
         with screen(speakers, terminal) as shown:
-            for speaker in speakers:
-                answer(speaker, shown, max_tokens, temperature, number, terminal)
+            for speaker, (_, refused) in zip(speakers, put, strict=True):
+                if refused:
+                    end(speaker, shown, refused, terminal)
+                else:
+                    answer(speaker, shown, max_tokens, temperature, number, terminal)
 
 
 def open_speakers(run: Run, teacher: bool) -> list[Speaker]:
@@ -111,20 +114,27 @@ def questions(terminal: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def ask(speaker: Speaker, question: str, max_tokens: int) -> bool:
-    """Put a question to a speaker, and forget its oldest turns until an answer has room in the context. Returns whether
-    any were."""
+def ask(speaker: Speaker, question: str, max_tokens: int) -> tuple[bool, str | None]:
+    """Put a question to a speaker, and forget its oldest turns until an answer has room in the context.
+
+    Returns whether any were forgotten, and why the question was not put: it has no room even alone, so nothing is
+    forgotten for it. None if it was."""
     limit = local.context_length(speaker.loaded)
     room = min(max_tokens, limit // 2)
     before = len(speaker.turns)
     turns = [*speaker.turns, {"role": "user", "content": question}]
-    while len(turns) > 1:
+    while True:
         (ids,) = local.encode(speaker.loaded.tokenizer, [[*speaker.system, *turns]], add_generation_prompt=True)
-        if len(ids) + room <= limit:
+        if len(ids) + room <= limit or len(turns) == 1:
             break
         turns = turns[2:]
+    if len(ids) >= limit:
+        return False, (
+            f"the question was not asked: it has {len(ids):,} tokens and the model's context is {limit:,}. Ask a "
+            "shorter one; what was said before is kept"
+        )
     speaker.turns = turns
-    return len(turns) <= before
+    return len(turns) <= before, None
 
 
 def answer(speaker: Speaker, shown: Any, max_tokens: int, temperature: float, seed: int, terminal: bool) -> None:
@@ -153,15 +163,20 @@ def answer(speaker: Speaker, shown: Any, max_tokens: int, temperature: float, se
         if not terminal:
             raise
         note = "stopped"
+    end(speaker, shown, note, terminal)
+    if pieces:
+        speaker.turns.append({"role": "assistant", "content": "".join(pieces)})
+    else:
+        speaker.turns.pop()  # a question without an answer is no turn
+
+
+def end(speaker: Speaker, shown: Any, note: str | None, terminal: bool) -> None:
+    """End what a speaker says, with a remark if there is something to remark."""
     if note and terminal:
         shown(speaker.name, f" ({note})")
     shown(speaker.name, None)
     if note and not terminal:
         say(f"({speaker.name}: {note})")
-    if pieces:
-        speaker.turns.append({"role": "assistant", "content": "".join(pieces)})
-    else:
-        speaker.turns.pop()  # a question without an answer is no turn
 
 
 @contextmanager

@@ -66,6 +66,27 @@ def test_what_does_not_fit_is_dropped_and_said_once(finished):
     assert done.stderr.count("the model's context is 64") == 1  # the long one has no room at all
 
 
+def test_a_question_too_long_for_the_context_does_not_end_the_talk(copied, monkeypatch):
+    """It alone is refused: what was said before it is still there after it."""
+    (copied / "prompts/tiny/system.jinja").write_text("Be brief.\n")
+    change(copied / "data/runs/tiny/collect/manifest.json", system="system.jinja")
+    monkeypatch.chdir(copied)
+    student, teacher = chat.open_speakers(Run(copied / "data/runs/tiny"), True)
+    for speaker in (student, teacher):
+        said = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+        speaker.turns = list(said)
+        dropped, refused = chat.ask(speaker, "Tell me: " + "Which city is the capital of Poland? " * 12, 8)
+        assert speaker.turns == said and not dropped
+        assert refused.endswith("tokens and the model's context is 64. Ask a shorter one; what was said before is kept")
+        # One that just fits, with nothing else beside it, is asked.
+        assert chat.ask(speaker, "five " * 10, 8) == (True, None) and len(speaker.turns) == 1
+    long = "Which city is the capital of Poland? " * 12
+    done = seqkd("chat", "tiny", "--teacher", cwd=copied, input=f"What is the capital of Cuba?\n{long}\n")
+    assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == ["student", "teacher"] * 2
+    assert done.stdout.splitlines()[2:] == ["student: ", "teacher: "]  # a line an answer, whatever it is
+    assert "(student: the question was not asked: it has " in done.stderr and "oldest turns" not in done.stderr
+
+
 def test_turns_and_system_prompts(copied, monkeypatch):
     """The student is asked without a system prompt, as it was trained; the teacher with its own."""
     (copied / "prompts/tiny/system.jinja").write_text("Be brief.\n")
@@ -74,11 +95,15 @@ def test_turns_and_system_prompts(copied, monkeypatch):
     student, teacher = chat.open_speakers(Run(copied / "data/runs/tiny"), True)
     assert (student.name, student.system) == ("student", [])
     assert teacher.system == [{"role": "system", "content": "Be brief."}]
-    assert not chat.ask(student, "one", 8)
+    assert chat.ask(student, "one", 8) == (False, None)
     student.turns.append({"role": "assistant", "content": "two"})
-    assert not chat.ask(student, "three", 8) and [turn["content"] for turn in student.turns] == ["one", "two", "three"]
+    assert chat.ask(student, "three", 8) == (False, None) and [turn["content"] for turn in student.turns] == [
+        "one",
+        "two",
+        "three",
+    ]
     student.turns.append({"role": "assistant", "content": "four"})
-    assert chat.ask(student, "five " * 10, 8)
+    assert chat.ask(student, "five " * 10, 8) == (True, None)
     assert student.turns[0]["role"] == "user" and len(student.turns) in (1, 3)
 
 

@@ -345,24 +345,28 @@ def _streamer(tokenizer: Any, ends: set[int], on_text: Callable[[str], None]) ->
 
     class Streamer(BaseStreamer):
         tokens: list[int] | None = None  # before the prompt has come
-        shown = ""
+        # Decoding all of them for each new one would take longer and longer, so only those from `start` on are decoded:
+        # the last that were shown, up to `shown`, because some tokenizers write the first token of a text without the
+        # space before it, and what has come since.
+        start = shown = 0
 
         def put(self, value: Any) -> None:
             if self.tokens is None:
                 self.tokens = []
                 return
             self.tokens += [token for token in value.reshape(-1).tolist() if token not in ends]
-            text = decode(self.tokens)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else it may be the first bytes of a character
-                self.show(text)
+            self.show(whole=False)
 
         def end(self) -> None:
-            self.show(decode(self.tokens or []))
+            self.show(whole=True)
 
-        def show(self, text: str) -> None:
-            if len(text) > len(self.shown):
-                on_text(text[len(self.shown) :])
-                self.shown = text
+        def show(self, whole: bool) -> None:
+            tokens = self.tokens or []
+            before, text = decode(tokens[self.start : self.shown]), decode(tokens[self.start :])
+            # At its end there may be the first bytes of a character.
+            if len(text) > len(before) and (whole or not text.endswith("\N{REPLACEMENT CHARACTER}")):
+                on_text(text[len(before) :])
+                self.start, self.shown = self.shown, len(tokens)
 
     def decode(tokens: list[int]) -> str:
         text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import UserError
+from pipeline.teachers import local
 from pipeline.teachers.local import Loaded, answer, encode, load, nll
 
 CHATS = [
@@ -60,6 +64,53 @@ def test_the_pieces_of_an_answer_are_its_text(model: Loaded) -> None:
         (row,) = answer(model, [chat], **given, on_text=pieces.append)
         assert "".join(pieces) == row["text"] and all(pieces)
         assert (row,) == tuple(answer(model, [chat], **given))
+
+
+TEXTS = [
+    "Ünïcode: 日本語, 한국어 und 👩‍🚀 \N{REPLACEMENT CHARACTER}",
+    "  two  spaces\n\n- and lines\t ",
+    "word " * 2000,
+]
+
+
+def byte_level() -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(["word by word"], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    return made
+
+
+def as_llama_2_has_it() -> Tokenizer:
+    """Spaces are part of words, the first one's is not shown, and letters that it does not know are bytes."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁word", "w", "o", "r", "d", "-", "c", "e"]
+    made = Tokenizer(models.Unigram([(piece, -float(n)) for n, piece in enumerate(pieces)], 0, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(parts)
+    return made
+
+
+@pytest.mark.parametrize("make", [byte_level, as_llama_2_has_it])
+def test_pieces_join_to_the_text_and_each_token_costs_the_same(make) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make())
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        decoded = []
+
+        class Counting:
+            def decode(self, tokens, decoded=decoded, **how):
+                decoded.append(len(tokens))
+                return tokenizer.decode(tokens, **how)
+
+        pieces: list[str] = []
+        streamer = local._streamer(Counting(), set(), pieces.append)
+        streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
+        for token in ids:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        assert "".join(pieces) == tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+        assert len(pieces) > len(text) / 5 and sum(decoded) < 20 * len(ids)
 
 
 def test_temperature_zero_and_a_tiny_nucleus_are_greedy(model: Loaded) -> None:
