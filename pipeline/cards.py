@@ -372,32 +372,36 @@ def _terms(told: Story, model: str) -> list[str]:
     """The teachers, how they were asked, and what their terms mean for `model`."""
     sections = told.sections
     named = teachers(sections)
-    if not named:
-        return [
+    said = []
+    if named:
+        collect = sections["collect"]
+        sampling = ", ".join(f"{name} {value}" for name, value in sorted(collect.get("sampling", {}).items()))
+        said += [
+            table(
+                ("teacher", "model", "provider"),
+                [
+                    (name, "a small model that seqkd trains from the domain's facts", "local")
+                    if teacher.get("embedded")
+                    else (name, public(teacher["model"]), teacher["provider"])
+                    for name, teacher in named
+                ],
+            ),
+            f"Each was asked {collect['samples']:,} times a prompt ({escaped(sampling)}).",
+        ]
+    else:
+        said.append(
             "The answers came from a file that somebody brought, not from a teacher that seqkd asked. The terms of "
             f"whoever wrote them hold for {model}."
-        ]
-    collect = sections["collect"]
-    sampling = ", ".join(f"{name} {value}" for name, value in sorted(collect.get("sampling", {}).items()))
-    said = [
-        table(
-            ("teacher", "model", "provider"),
-            [
-                (name, "a small model that seqkd trains from the domain's facts", "local")
-                if teacher.get("embedded")
-                else (name, public(teacher["model"]), teacher["provider"])
-                for name, teacher in named
-            ],
-        ),
-        f"Each was asked {collect['samples']:,} times a prompt ({escaped(sampling)}).",
-    ]
+        )
     accepted = told.counts.get("collect", {}).get("terms", {})
-    terms = terms_of(teacher for _, teacher in [*named, *judges(sections)])
+    terms = terms_of(one for _, one in learned_from(sections))
     for provider, (text, link) in terms.items():
         when = " They were accepted before the first request." if provider in accepted else ""
         said.append(f"**{text}:** <{link}>.{when} They hold for what {model} may be used for.")
-    if not terms:
+    if not terms and named:
         said.append(f"No hosted provider's terms apply. The licence of the teacher's model holds for {model}.")
+    if not named and not terms:
+        return said
     said.append(
         "No licence is given here: whoever publishes this chooses one that the terms above"
         + (f" and the licence of {escaped(told.base_model)} allow." if told.base_model else " allow.")
@@ -423,11 +427,17 @@ def teachers(sections: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
     return [(public(one.get("name") or one["model"]), one) for one in sections.get("collect", {}).get("teachers", [])]
 
 
-def judges(sections: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The same of a judge that chose answers and is not one of the teachers."""
-    judge = sections.get("filter", {}).get("judge") or {}
-    one = judge.get("teacher")
-    return [(public(one.get("name") or one["model"]), one)] if isinstance(one, dict) else []
+def learned_from(sections: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The same of all models whose output, verdicts or probabilities are in the student: the teachers, a judge that
+    chose among their answers and a model that scored in the training, where these are others."""
+    found = teachers(sections)
+    rules, train = sections.get("filter", {}), sections.get("train", {})
+    judge = (rules.get("judge") or {}).get("teacher") if rules.get("enabled", True) else None
+    if isinstance(judge, dict):
+        found.append((public(judge.get("name") or judge["model"]), judge))
+    if train.get("teacher") and train.get("method") in ("logits", "on_policy"):
+        found.append((public(train["teacher"]), {"provider": "local", "model": train["teacher"]}))
+    return found
 
 
 def terms_of(named: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:

@@ -146,7 +146,7 @@ def read_card(path: Path) -> str:
 def check_terms(run: Path, public: bool, yes: bool) -> None:
     """Say what the teachers' terms are; to publish for everybody, ask for a yes. Raises UserError without one."""
     sections = cards.story(run).sections
-    terms = cards.terms_of(teacher for _, teacher in [*cards.teachers(sections), *cards.judges(sections)])
+    terms = cards.terms_of(one for _, one in cards.learned_from(sections))
     for text, link in terms.values():
         say(f"{text}: {link}")
     if not terms or not public or yes:

@@ -13,7 +13,8 @@ from huggingface_hub import DatasetCard, ModelCard, ModelCardData, metadata_load
 
 from pipeline import cards
 from pipeline.cards import Story
-from pipeline.recipe import load_recipe
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.stages import collect
 from tiny import make_tiny, seqkd
 
 HOSTILE = [
@@ -223,6 +224,46 @@ def test_the_terms_of_a_judge_count_too():
     judge = {"judge": {"teacher": {"provider": "anthropic", "model": "claude-x"}}}
     told = story(filter=story().sections["filter"] | judge)
     assert "Anthropic's terms" in cards.model_card(told) and "Anthropic's terms" in cards.data_card(told)
+
+
+def test_a_judge_that_was_not_asked_has_no_terms_here():
+    judge = {"judge": {"teacher": {"provider": "anthropic", "model": "claude-x"}}, "enabled": False}
+    assert "Anthropic's terms" not in cards.model_card(story(filter=story().sections["filter"] | judge))
+
+
+def test_the_terms_of_a_model_that_scored_in_the_training_count_too():
+    scored = {"teacher": "meta-llama/Llama-3.1-8B-Instruct"}
+    for method, named in (("logits", True), ("on_policy", True), ("sft", False)):
+        told = story(train=story().sections["train"] | scored | {"method": method})
+        assert ("Meta's Llama licences" in cards.model_card(told)) == named
+
+
+def test_a_judge_of_answers_from_a_file_has_terms():
+    judge = {"judge": {"teacher": {"provider": "anthropic", "model": "claude-x"}}}
+    told = story(
+        collect={"file": "answers.jsonl", "teachers": [], "samples": 1}, filter=story().sections["filter"] | judge
+    )
+    for text in (cards.model_card(told), cards.data_card(told)):
+        assert "The answers came from a file" in text and "Anthropic's terms" in text
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "vllm"])
+@pytest.mark.parametrize(
+    "urls",
+    [
+        None, "https://api.openai.com/v1", "https://API.openai.com.:443/v1", "https://me.openai.azure.com/openai/v1",
+        ["http://127.0.0.1:9/v1", "https://eu.api.openai.com/v1"], "https://api.anthropic.com", "http://127.0.0.1:9/v1",
+        "https://openai.com.example.org/v1", "https://notopenai.com/v1",
+    ],
+)  # fmt: skip
+def test_a_card_names_the_terms_that_collect_wants_accepted(provider, urls):
+    if provider == "vllm" and urls is None:
+        return
+    teacher = {"provider": provider, "model": "m"} | ({"base_url": urls} if urls else {})
+    recipe = Recipe.model_validate({"domain": "d", "collect": {"teachers": [teacher], "accept_terms": True}})
+    sections = cards.sections_of(recipe)
+    named = cards.terms_of(one for _, one in cards.learned_from(sections))
+    assert list(named) == list(collect.accept_terms(recipe))
 
 
 def test_answers_from_a_file():
