@@ -403,7 +403,9 @@ def score(
         right.append(marks)
     kept = [[mark * there for mark, there in zip(marks, answered, strict=True)] for marks in right]
     values = np.array([gold, answered, *right, *kept]).T  # (questions, 2 + 2 * tables)
-    draws = evaluate.resample(values, [question.fact or question.id for question in asked], resamples, seed)
+    groups = [question.fact or question.id for question in asked]
+    draws = evaluate.resample(values, groups, resamples, seed)
+    facts, taught_facts = evaluate.counted(groups, gold), evaluate.counted(groups, answered)
     (shares, kept_shares), (totals, kept_totals) = _shares(draws), _shares(values.sum(0, keepdims=True))
     taught = places[teacher] if teacher else None
     seeds = len(students[0].answers)
@@ -415,13 +417,14 @@ def score(
         accuracy[student.name] = [float(totals[0, place]) for place in own]
         samples[student.name] = np.take_along_axis(shares[:, own], drawn, 1).mean(1)
     means = {name: float(np.mean(by_seed)) for name, by_seed in accuracy.items()}
-    theirs = None if taught is None else float(kept_totals[0, taught])
+    theirs = float(kept_totals[0, taught]) if taught is not None and any(answered) else None
     found: list[dict[str, Any]] = []
     for student in students:
         name = student.name
         row: dict[str, Any] = {"name": name, "label": student.label, "rows": student.rows}
         row |= {"identity": student.identity}
-        row |= {"accuracy": means[name], "by_seed": accuracy[name], "accuracy_ci": evaluate.interval(samples[name])}
+        row |= {"accuracy": means[name], "by_seed": accuracy[name], "accuracy_ci": None}
+        row["accuracy_ci"] = evaluate.share_interval(means[name], samples[name], facts)
         for key, other in (("over_before", student.before), ("over_random", student.random)):
             row[key] = means[name] - means[other] if other else None
             row[f"{key}_ci"] = evaluate.interval(samples[name] - samples[other]) if other else None
@@ -434,7 +437,9 @@ def score(
             retention = float(kept_totals[0, own].mean()) / theirs
             row |= {"retention": retention, "retention_ci": evaluate.interval(ratios)}
         found.append(row)
-    ends = None if taught is None else evaluate.interval(kept_shares[:, taught])
+    ends = None
+    if taught is not None and theirs is not None:
+        ends = evaluate.share_interval(theirs, kept_shares[:, taught], taught_facts)
     return {
         "questions": int(values[:, 0].sum()),
         "bootstrap": resamples,

@@ -22,8 +22,10 @@ from pipeline.recipe import Collect, Judge, Recipe
 from pipeline.records import Message, canonical_json
 from pipeline.templates import fill, load
 
-Outcome = Literal["win", "tie", "loss"]
-"""Of the first of two answers."""
+Outcome = Literal["win", "loss", "tie", "order", "same", "unclear", "failed"]
+"""Of the first of two answers. Three kinds of tie: the judge says so in both orders (tie), what it says hangs on the
+order (order), or both answers are the same and it was not asked (same). Two kinds of none: in one of the orders it said
+something else than a verdict (unclear), or nothing, for its provider failed or the budget was spent (failed)."""
 
 _PREFERENCES = {"a": "A", "b": "B", "tie": "tie"}
 
@@ -58,13 +60,12 @@ def score(
 
 def compare(
     recipe: Recipe, judge: Judge, triples: Sequence[tuple[Sequence[Message], str, str]], out: Path
-) -> tuple[list[Outcome | None], dict[str, Any]]:
+) -> tuple[list[Outcome], dict[str, Any]]:
     """Whether the first of two answers is better than the second, asked in both orders.
 
     triples: a conversation that ends with a user turn, and two answers to it. Returns for each the outcome of the first
-    answer: win or loss where both orders say so, else tie, None where the judge gave no verdict in one of them; and
-    what was used, as collect counts it. Two answers that are the same are a tie, and the judge is not asked. Raises
-    what collect raises, RecipeError for a template that cannot be filled in.
+    answer, and what was used, as collect counts it. Two answers that are the same are a tie, and the judge is not
+    asked. Raises what collect raises, RecipeError for a template that cannot be filled in.
     """
     form, requests = load(template_of(recipe.domain, "judge_compare.jinja")), []
     open_to_doubt = [number for number, (_, one, other) in enumerate(triples) if one != other]
@@ -77,20 +78,21 @@ def compare(
             requests.append([{"role": "user", "content": text}])
     schema = _schema("verdict", {"type": "string", "enum": list(_PREFERENCES.values())})
     rows, usage = asking.ask(recipe, _asked_for(recipe, judge, schema), requests, out)
-    said = [read_preference(row["text"]) if row else None for row in rows]
-    outcomes: list[Outcome | None] = ["tie"] * len(triples)
+    said = [read_preference(row["text"]) or "unclear" if row else "failed" for row in rows]
+    outcomes: list[Outcome] = ["same"] * len(triples)
     for number, forwards, backwards in zip(open_to_doubt, said[::2], said[1::2], strict=True):
         outcomes[number] = _agreed(forwards, backwards)
     return outcomes, usage
 
 
-def _agreed(forwards: str | None, backwards: str | None) -> Outcome | None:
+def _agreed(forwards: str, backwards: str) -> Outcome:
     """The outcome of the first answer; backwards it was shown as B."""
-    if forwards is None or backwards is None:
-        return None
-    if (forwards, backwards) == ("A", "B"):
-        return "win"
-    return "loss" if (forwards, backwards) == ("B", "A") else "tie"
+    if "failed" in (forwards, backwards):
+        return "failed"
+    if "unclear" in (forwards, backwards):
+        return "unclear"
+    outcomes: dict[tuple[str, str], Outcome] = {("A", "B"): "win", ("B", "A"): "loss", ("tie", "tie"): "tie"}
+    return outcomes.get((forwards, backwards), "order")
 
 
 def conversation(messages: Sequence[Message]) -> str:

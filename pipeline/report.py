@@ -286,16 +286,19 @@ def terminal_table(scores: dict[str, Any]) -> "RenderableType":
 
 
 def judged(verdict: dict[str, Any]) -> str:
-    """What evaluate's judge found, in a sentence."""
+    """What evaluate's judge found, in a sentence or two."""
+    questions, none = verdict["questions"], verdict["unjudged"]
+    failed = f" ({verdict['unanswered']:,} not answered)" if verdict["unanswered"] else ""
     if verdict["win_rate"] is None:
-        return f"{verdict['name']} gave no verdict on any of {verdict['questions']:,} questions."
-    ends = _between(verdict["win_rate_ci"], 100, 0)
-    said = (
-        f"{verdict['name']} judged {verdict['questions']:,} answers beside the teacher's: {verdict['win']:,} wins, "
-        f"{verdict['tie']:,} ties, {verdict['loss']:,} losses; win rate {percent(verdict['win_rate'])} ({ends}), ties "
-        "half"
+        return f"{verdict['name']} gave no verdict on any of {questions:,} questions{failed}."
+    kinds = {"tie_same": "the same answer, not asked about", "tie_order": "decided by the order"}
+    ties = "; ".join(f"{verdict[kind]:,} {why}" for kind, why in kinds.items() if verdict[kind])
+    return (
+        f"{verdict['name']} judged {questions - none:,} of {questions:,} answers beside the teacher's: "
+        f"{verdict['win']:,} won, {verdict['tie']:,} tied{f' ({ties})' if ties else ''}, {verdict['loss']:,} lost; "
+        f"win rate {percent(verdict['win_rate'])} ({_between(verdict['win_rate_ci'], 100, 0)}), ties half"
+        + (f"; {none:,} without a verdict{failed}." if none else ".")
     )
-    return said + (f"; {verdict['unjudged']:,} without a verdict." if verdict["unjudged"] else ".")
 
 
 def said_of(aim: dict[str, Any]) -> str:

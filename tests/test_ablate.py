@@ -84,8 +84,12 @@ def test_questions_that_the_teacher_could_not_be_asked_say_nothing_of_what_is_ke
     teacher = tmp_path / "teacher.parquet"
     artifacts.write_table(teacher, PREDICTIONS, evaluate.mark("teacher", asked, said, [(0.0, 0)] * 40))
     scores = ablate.score(asked, students, teacher, 500, 0)
-    assert scores["teacher"] == 1 and scores["teacher_ci"] == [1, 1]
+    assert scores["teacher"] == 1 and scores["teacher_ci"] == pytest.approx([0.8389, 1], abs=1e-4)  # Wilson's of 20
     assert scores["variants"][0]["retention"] == 1 and scores["variants"][0]["retention_ci"] == [1, 1]
+    nobody = evaluate.mark("teacher", asked, [failed] * 40, [(0.0, 0)] * 40)
+    artifacts.write_table(tmp_path / "nobody.parquet", PREDICTIONS, nobody)
+    scores = ablate.score(asked, students, tmp_path / "nobody.parquet", 500, 0)
+    assert scores["teacher"] is None and scores["variants"][0]["retention"] is None
     assert not ablate.all_answered(teacher) and ablate.all_answered(tmp_path / "student.parquet")
 
 

@@ -75,11 +75,25 @@ def test_a_comparison_is_asked_in_both_orders(folder):
     ]
     with running(judge="worth") as server:
         outcomes, usage = judge.compare(recipe(server.url), Judge(teacher="wise"), triples, out(folder))
-        assert outcomes == ["win", "loss", "tie", "tie", None]
+        assert outcomes == ["win", "loss", "tie", "same", "unclear"]
         assert usage["requests_sent"] == 8  # the two that are the same are not asked about
     with running(judge="first") as server:
         outcomes, _ = judge.compare(recipe(server.url), Judge(teacher="wise"), triples, out(folder))
-        assert outcomes == ["tie", "tie", "tie", "tie", None]  # it prefers a place, not an answer
+        assert outcomes == ["order", "order", "order", "same", "unclear"]  # it prefers a place, not an answer
+
+
+def test_what_was_not_answered_is_told_from_what_is_no_verdict(folder):
+    """Some requests fail for good, or the budget ends on the way."""
+    triples = [(user(f"Question {n}?"), f"Good (worth {n + 1}).", "Bad (worth 0).") for n in range(20)]
+    with running(judge="worth", faults=["invalid_json"], fault_share=0.3, fault_every_time=True) as server:
+        outcomes, usage = judge.compare(recipe(server.url), Judge(teacher="wise"), triples, out(folder))
+        assert set(outcomes) == {"win", "failed"}
+    with running(judge="worth") as server:
+        price = {"price": {"input": 1.0, "output": 1.0}, "max_in_flight": 1}
+        one = {"provider": "openai", "model": "other", "base_url": server.url, "api_key_env": "TEST_KEY"} | price
+        told = Recipe.model_validate({"domain": "d", "collect": {"teachers": [one], "budget_usd": 0.01}})
+        outcomes, usage = judge.compare(told, Judge(teacher="other"), triples, out(folder))
+        assert set(outcomes) == {"win", "failed"} and usage["spent_usd"] <= 0.01
 
 
 def test_what_is_sent(folder):

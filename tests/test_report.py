@@ -356,3 +356,20 @@ def test_benchmarks_show_a_group_and_not_its_parts():
     _, about, values = rows[0]
     assert about == "1,200 questions, 5 worked examples, higher is better"
     assert values == [("", ""), ("0.5", "± 0.01"), ("", ""), ("", "")]
+
+
+def test_what_a_judge_said_is_counted_honestly():
+    found = {
+        "name": "wise", "questions": 12, "win": 1, "tie": 4, "loss": 0, "unjudged": 7, "tie_same": 1, "tie_order": 3,
+        "unanswered": 5, "win_rate": 0.6, "win_rate_ci": [0.5, 0.8],
+    }  # fmt: skip
+    assert report.judged(found) == (
+        "wise judged 5 of 12 answers beside the teacher's: 1 won, 4 tied (1 the same answer, not asked about; 3 "
+        "decided by the order), 0 lost; win rate 60.0% (50 to 80), ties half; 7 without a verdict (5 not answered)."
+    )
+    nothing = dict.fromkeys(("win", "tie", "loss", "tie_same", "tie_order"), 0) | {
+        "win_rate": None,
+        "win_rate_ci": None,
+    }
+    found |= nothing | {"unjudged": 12}
+    assert report.judged(found) == "wise gave no verdict on any of 12 questions (5 not answered)."

@@ -12,7 +12,8 @@ model_card.md, the student's card with its scores.
   between models of one tokenizer.
 - agreement, rouge_l (Lin, 2004), chrf (Popovic, 2015): the same, or similar, answer as the teacher.
 - intervals: 95% percentile bootstrap (Efron & Tibshirani, 1993). Questions about the same fact are drawn together, and
-  differences and ratios are paired: each resample has the same questions for both models.
+  differences and ratios are paired: each resample has the same questions for both models. Where all facts have the same
+  figure, so that every resample does too, Wilson's (1927).
 - win rate: with evaluate.judge, how often a judge finds the student's answer better than the teacher's, ties half. It
   is asked in both orders and does not know whose answers they are (pipeline/judge.py).
 - speed: the models take turns, so that whatever else the machine does hits all of them alike.
@@ -189,6 +190,23 @@ def interval(samples: np.ndarray) -> list[float] | None:
         return None
     low, high = np.percentile(finite, [2.5, 97.5])
     return [float(low), float(high)]
+
+
+def share_interval(share: float, samples: np.ndarray, facts: int) -> list[float] | None:
+    """The same for a figure from 0 to 1, which is certain of nothing: where all of `facts` independent facts have it
+    alike, so that every resample does, it is Wilson's (1927)."""
+    ends = interval(samples)
+    if ends is None or ends[1] - ends[0] > 1e-9:
+        return ends
+    z = statistics.NormalDist().inv_cdf(0.975)
+    middle, wide = share + z * z / (2 * facts), z * (share * (1 - share) / facts + (z / (2 * facts)) ** 2) ** 0.5
+    low, high = ((middle + side * wide) / (1 + z * z / facts) for side in (-1, 1))
+    return [max(0.0, low), min(1.0, high)]
+
+
+def counted(groups: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
+    """How many facts there are among the questions that count, those with a value."""
+    return len({group for group, value in zip(groups, values, strict=True) if value})
 
 
 def ask(models: dict[str, Loaded], chats: Chats, config: Evaluate) -> Answers:
@@ -378,15 +396,20 @@ def compare(
         pair = zip(columns["student exact"], columns["random_subset exact"], strict=True)
         columns["gain"] = [ours - theirs for ours, theirs in pair]
     values = np.array(list(columns.values()), dtype=float).T
-    draws = resample(values, [question.fact or question.id for question in asked], resamples, seed)
+    groups = [question.fact or question.id for question in asked]
+    draws = resample(values, groups, resamples, seed)
     totals = dict(zip(columns, values.sum(axis=0), strict=True))
     samples = dict(zip(columns, draws.T, strict=True))
 
-    def ratio(above: str, below: str) -> tuple[float | None, list[float] | None]:
+    def ratio(above: str, below: str, share: bool = False) -> tuple[float | None, list[float] | None]:
         if above not in totals or not totals.get(below):
             return None, None
         with np.errstate(divide="ignore", invalid="ignore"):
-            return float(totals[above] / totals[below]), interval(samples[above] / samples[below])
+            figure, drawn = float(totals[above] / totals[below]), samples[above] / samples[below]
+        facts = counted(groups, columns[below])
+        if share:
+            return figure, share_interval(figure, drawn, facts)
+        return figure, interval(drawn) if facts > 1 else None  # one fact says nothing of others
 
     scores: dict[str, Any] = {"questions": len(asked), "questions_with_answers": int(totals["gold"])}
     for name in predictions:
@@ -398,11 +421,17 @@ def compare(
             ("nll", "nats", f"{name} tokens"),
             *((key, key, "said") for key in LIKENESS),
         ):
-            figures[key], figures[f"{key}_ci"] = ratio(f"{name} {above}", below)
+            figures[key], figures[f"{key}_ci"] = ratio(f"{name} {above}", below, key != "nll")
         scores[name] = figures
     scores["retention"], scores["retention_ci"] = ratio("kept", "teacher exact")
     scores["over_random_subset"], scores["over_random_subset_ci"] = ratio("gain", "gold")
     return scores
+
+
+VERDICTS = {
+    "win": "win", "loss": "loss", "tie": "tie", "order": "tie", "same": "tie", "unclear": None, "failed": None,
+}  # fmt: skip
+"""What an outcome of judge.compare counts as."""
 
 
 def against_teacher(
@@ -410,15 +439,18 @@ def against_teacher(
 ) -> dict[str, Any]:
     """What evaluate.judge says of the student's answers beside the teacher's.
 
-    Returns {"name": the judge's, "questions", "win", "tie", "loss", "unjudged", "win_rate": ties count half,
-    "win_rate_ci", "verdicts": {question id: win, tie, loss or null}, "usage"}. Raises what collect raises.
+    Returns {"name": the judge's, "questions", "win", "tie", "loss", "unjudged", "tie_same", "tie_order": those of the
+    ties that were not asked about or that the order decided, "unanswered": those of the unjudged that got no answer,
+    "win_rate": ties count half, "win_rate_ci", "verdicts": {question id: win, tie, loss or null}, "usage"}. Raises what
+    collect raises.
     """
     config = recipe.evaluate.judge
     assert config
     answered = [number for number, row in enumerate(teacher) if row["finish_reason"] != "error"]
     chosen = sorted(random.Random(recipe.seed).sample(answered, min(config.limit, len(answered))))
     triples = [(asked[number].messages, student[number]["text"], teacher[number]["text"]) for number in chosen]
-    verdicts, usage = judge.compare(recipe, config, triples, out)
+    outcomes, usage = judge.compare(recipe, config, triples, out)
+    verdicts = [VERDICTS[outcome] for outcome in outcomes]
     worth = {"win": 1.0, "tie": 0.5, "loss": 0.0, None: 0.0}
     values = np.array([[worth[verdict], verdict is not None] for verdict in verdicts], dtype=float).reshape(-1, 2)
     groups = [asked[number].fact or asked[number].id for number in chosen]
@@ -426,14 +458,18 @@ def against_teacher(
     rate, ends = None, None
     if judged:
         draws = resample(values, groups, recipe.evaluate.bootstrap, recipe.seed)
+        rate = float(values[:, 0].sum() / judged)
         with np.errstate(divide="ignore", invalid="ignore"):
-            rate, ends = float(values[:, 0].sum() / judged), interval(draws[:, 0] / draws[:, 1])
+            ends = share_interval(rate, draws[:, 0] / draws[:, 1], counted(groups, values[:, 1]))
     (named,) = recipe.judging(config).teachers
     return {
         "name": collect.teacher_name(named),
         "questions": len(chosen),
-        **{outcome: verdicts.count(outcome) for outcome in ("win", "tie", "loss")},
+        **{verdict: verdicts.count(verdict) for verdict in ("win", "tie", "loss")},
         "unjudged": verdicts.count(None),
+        "tie_same": outcomes.count("same"),
+        "tie_order": outcomes.count("order"),
+        "unanswered": outcomes.count("failed"),
         "win_rate": rate,
         "win_rate_ci": ends,
         "verdicts": {asked[number].id: verdict for number, verdict in zip(chosen, verdicts, strict=True)},

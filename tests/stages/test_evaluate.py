@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.questions import Question
 from pipeline.recipe import load_recipe
 from pipeline.stages import evaluate
-from pipeline.stages.evaluate import chrf, exact_match, interval, normalise, resample, rouge_l, token_f1
+from pipeline.stages.evaluate import chrf, exact_match, interval, normalise, resample, rouge_l, share_interval, token_f1
 from pipeline.teachers import local
 from scripted import scripted
 from teacher_server import running
@@ -88,6 +88,24 @@ def test_interval_covers_as_often_as_it_says():
         low, high = interval(sums[:, 0] / sums[:, 1])
         covered += low <= 0.7 <= high
     assert 0.88 * 200 <= covered <= 0.99 * 200
+
+
+def test_a_share_that_is_everywhere_the_same_is_not_certain():
+    """Wilson's interval begins at n / (n + z * z) where all of n are right."""
+    ones = np.ones(50)
+    assert share_interval(1.0, ones, 10) == pytest.approx([0.7224672, 1], abs=1e-6)
+    assert share_interval(0.0, 0 * ones, 10) == pytest.approx([0, 0.2775328], abs=1e-6)
+    assert share_interval(0.5, ones / 2, 1) == pytest.approx([0.0546, 0.9454], abs=1e-4)
+    assert share_interval(0.5, np.linspace(0, 1, 1001), 3) == pytest.approx([0.025, 0.975])
+    assert share_interval(0.5, ones * np.nan, 3) is None
+
+
+def test_one_question_has_an_interval_that_says_nothing():
+    scores = compared(teacher=[True], student=[True], random_subset=[False])
+    low, high = scores["student"]["accuracy_ci"]
+    assert low < 0.21 and high == 1 and scores["student"]["accuracy"] == 1
+    assert scores["retention"] == 1 and scores["retention_ci"] is None and scores["over_random_subset_ci"] is None
+    assert scores["student"]["nll"] == 0.5 and scores["student"]["nll_ci"] is None
 
 
 def test_questions_about_one_fact_are_drawn_together():
@@ -303,7 +321,7 @@ def test_what_a_teacher_failed_on_is_neither_right_nor_wrong(finished, tmp_path,
         scores = evaluated(finished, tmp_path, *changes)
     failed = scores["teacher"]["unanswered"]
     assert 0 < failed < 30 and scores["student"]["unanswered"] == 0
-    assert scores["teacher"]["accuracy"] == 1 and scores["teacher"]["accuracy_ci"] == [1, 1]
+    assert scores["teacher"]["accuracy"] == 1 and 0.8 < scores["teacher"]["accuracy_ci"][0] < 1
     assert scores["student"]["accuracy"] == 0 and scores["retention"] == 0
     predicted = artifacts.read_table(tmp_path / "predictions.parquet").to_pylist()
     assert sum(row["exact"] is None for row in predicted) == failed
@@ -417,9 +435,10 @@ def test_a_judge_compares_student_and_teacher(finished, tmp_path, monkeypatch):
         low, high = found["win_rate_ci"]
         assert low <= found["win_rate"] <= high
         if judge is always_a:
-            assert (found["tie"], found["win_rate"], low, high) == (8, 0.5, 0.5, 0.5)
+            assert (found["tie"], found["win_rate"]) == (8, 0.5) and low < 0.3 < 0.7 < high
+            assert found["tie_order"] == differ and found["tie_same"] == 8 - differ
         page = (out / "report.html").read_text()
-        assert f"{judge.__name__} judged 8 answers" in page and "canary" not in page
+        assert f"{judge.__name__} judged 8 of 8 answers" in page and "canary" not in page
         assert scores["cost"]["stages"]["evaluate"]["requests"] == 2 * differ
         assert found["usage"]["requests_sent"] == 2 * differ
     lines = evaluate.estimate(load_recipe(finished / "tiny.yaml", changes))
