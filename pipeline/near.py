@@ -44,7 +44,7 @@ ALONE = np.uint32(1 << 31)  # flag in a table: this character is a word by itsel
 DIGIT = np.uint32(1 << 30)  # flag in a table: all words of nothing but these are the same word
 _CHARACTERS = 0x110000
 # Characters of scripts that are written without spaces between words.
-_UNSPACED = (
+UNSPACED = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF),
 )  # fmt: skip
@@ -102,7 +102,7 @@ def word_table() -> NDArray[np.uint32]:
         if chr(character).isspace():
             table[character] = 0
     table[0x03C2] = 0x03C3  # final sigma
-    for first, last in _UNSPACED:
+    for first, last in UNSPACED:
         table[first : last + 1] |= ALONE
     table[0] = 0
     table[ord(PART)] = ALONE | np.uint32(ord(PART))

@@ -136,18 +136,20 @@ def rouge_new(worded: Worded, text: str, threshold: float) -> bool:
     Exact: a common subsequence is no longer than the words that two texts share, so only those that share enough are
     compared.
     """
-    from pipeline.stages.evaluate import normalise, rouge_l
+    from pipeline.stages.evaluate import normalise, rouge_of_words
 
     count: Counter[str] = Counter()
-    own = []
-    for word in normalise(text).split():
+    own, words = [], normalise(text).split()
+    for word in words:
         own.append((word, count[word]))
         count[word] += 1
     shared: Counter[int] = Counter()
     for one in own:
         shared.update(worded.having.get(one, ()))
     for other, both in shared.items():
-        if 2 * both >= threshold * (len(own) + worded.sizes[other]) and rouge_l(text, worded.texts[other]) >= threshold:
+        if 2 * both < threshold * (len(own) + worded.sizes[other]):
+            continue
+        if rouge_of_words(words, normalise(worded.texts[other]).split()) >= threshold:
             return False
     for one in own:
         worded.having.setdefault(one, []).append(len(worded.texts))

@@ -26,7 +26,7 @@ def words_of(text: str) -> list[str]:
     for character in text:
         lower = character.lower()
         folded = {"\u03c2": "\u03c3", "\x00": " "}.get(lower, lower if len(lower) == 1 else character)
-        alone = folded == near.PART or any(first <= ord(folded) <= last for first, last in near._UNSPACED)
+        alone = folded == near.PART or any(first <= ord(folded) <= last for first, last in near.UNSPACED)
         spaced += f" {folded.replace(near.PART, '|PART|')} " if alone else folded
     return spaced.split()
 

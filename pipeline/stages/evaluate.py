@@ -112,10 +112,23 @@ def withheld(run: Path) -> dict[str, int]:
 
 def normalise(text: str) -> str:
     """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces. Punctuation beyond ASCII counts
-    too. A text with nothing else in it stays as it is, so that "+" is not equal to "-"."""
-    kept = "".join(letter for letter in text.lower() if not _is_punctuation(letter))
+    too, and letters are the same however they are encoded (accents apart, letters of full width). A text with nothing
+    else in it stays as it is, so that "+" is not equal to "-"."""
+    text = _WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), unicodedata.normalize("NFC", text)).lower()
+    kept = "".join(letter for letter in text if not _is_punctuation(letter))
     words = re.sub(r"\b(a|an|the)\b", " ", kept).split()
-    return " ".join(words) or " ".join(text.lower().split())
+    return " ".join(words) or " ".join(text.split())
+
+
+_WIDE = re.compile("[\uff01-\uffee]+")
+_UNSPACED = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in near.UNSPACED) + "]")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text after normalisation. Of scripts that put no spaces between words (Chinese, Japanese, Thai,
+    Lao, Khmer, Burmese) every character is one: else a sentence would be a single word, right as a whole or not at
+    all."""
+    return _UNSPACED.sub(r" \g<0> ", normalise(text)).split()
 
 
 def _is_punctuation(letter: str) -> bool:
@@ -129,7 +142,7 @@ def exact_match(text: str, answers: Sequence[str]) -> bool:
 
 def token_f1(text: str, answers: Sequence[str]) -> float:
     """SQuAD's F1 of the words that a text shares with an accepted answer, 0 .. 1; the best over the answers."""
-    return max((_overlap(normalise(text).split(), normalise(answer).split()) for answer in answers), default=0.0)
+    return max((_overlap(words_of(text), words_of(answer)) for answer in answers), default=0.0)
 
 
 def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> float:
@@ -140,17 +153,22 @@ def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> float:
 
 def rouge_l(text: str, reference: str) -> float:
     """F1 of the longest common subsequence of two texts' words after normalisation, 0 .. 1 (Lin, 2004)."""
-    ours, theirs = normalise(text).split(), normalise(reference).split()
+    return rouge_of_words(words_of(text), words_of(reference))
+
+
+def rouge_of_words(ours: Sequence[str], theirs: Sequence[str]) -> float:
+    """The same of two lists of words."""
     if not ours or not theirs:
         return float(ours == theirs)
-    row = [0] * (len(theirs) + 1)  # row[j]: length of the longest common subsequence with the first j words
+    places: dict[str, int] = {}  # word -> a bit for each of its places in theirs
+    for at, word in enumerate(theirs):
+        places[word] = places.get(word, 0) | 1 << at
+    # Bit-parallel (Hyyrö, 2004): a bit is cleared for each word of theirs that makes the longest subsequence longer.
+    full = state = (1 << len(theirs)) - 1
     for word in ours:
-        diagonal = 0
-        for j, other in enumerate(theirs, 1):
-            above = row[j]
-            row[j] = diagonal + 1 if word == other else max(above, row[j - 1])
-            diagonal = above
-    return _f(row[-1], len(ours), len(theirs))
+        matches = state & places.get(word, 0)
+        state = (state + matches | state - matches) & full
+    return _f(len(theirs) - state.bit_count(), len(ours), len(theirs))
 
 
 def chrf(text: str, reference: str) -> float:

@@ -1,5 +1,6 @@
 """evaluate: the metrics against values worked out elsewhere, the intervals against theory, the stage on real models."""
 
+import itertools
 import json
 import re
 import shutil
@@ -34,6 +35,9 @@ words = st.lists(st.sampled_from(["the", "ship", "Kirk,", "a", "1513.1", "«Spoc
         ("James T. Kirk\u2019s «ship»", "james t kirks ship"),
         ("+", "+"),  # nothing else in it: stays
         ("The", "the"),
+        ("Zu\u0308rich", "z\u00fcrich"),  # an accent of its own
+        ("\uff12\uff10\uff12\uff14\u5e74\u3002", "2024\u5e74"),  # digits of full width
+        ("10\u00b2", "10\u00b2"),  # not 102
         ("", ""),
     ],
 )
@@ -53,6 +57,31 @@ def test_token_f1():
     assert token_f1("Spock", ["James T. Kirk", "Mr. Spock"]) == pytest.approx(2 / 3)
     assert token_f1("b b b", ["b"]) == pytest.approx(0.5)  # repeating a word earns nothing
     assert token_f1("", ["b"]) == 0 and token_f1("b", []) == 0
+
+
+def test_scripts_without_spaces_are_compared_by_their_characters():
+    """A sentence in Chinese was one word: right as a whole, or not at all."""
+    assert token_f1("北京是中国的首都。", ["北京"]) == pytest.approx(2 * 2 / (8 + 2))
+    assert token_f1("It is 北京.", ["北京"]) == pytest.approx(2 * 2 / (4 + 2))
+    assert rouge_l("北京是中国的首都", "中国的首都是北京") == pytest.approx(5 / 8)  # 中国的首都
+    assert rouge_l("กรุงเทพ", "กรุงเทพมหานคร") == pytest.approx(2 * 7 / (7 + 13))
+    assert token_f1("東京 Tokyo", ["Tokyo"]) == pytest.approx(2 / 4) and token_f1("서울", ["서울특별시"]) == 0
+    assert exact_match("北京。", ["北京"]) and not exact_match("北京市", ["北京"])
+
+
+@given(words, words)
+def test_rouge_l_is_the_longest_common_subsequence(left, right):
+    ours, theirs = left.split(), right.split()
+    longest = max(
+        size for size in range(len(ours) + 1) for some in itertools.combinations(ours, size) if in_order(some, theirs)
+    )
+    expected = 2 * longest / (len(ours) + len(theirs)) if ours and theirs else float(ours == theirs)
+    assert evaluate.rouge_of_words(ours, theirs) == pytest.approx(expected)
+
+
+def in_order(some, theirs) -> bool:
+    rest = iter(theirs)
+    return all(word in rest for word in some)
 
 
 def test_rouge_l_and_chrf_as_other_programs_have_them():
