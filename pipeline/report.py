@@ -36,24 +36,37 @@ LONGEST = 700  # characters of a text that are shown
 def headline(scores: dict[str, Any]) -> str:
     """The result in one sentence."""
     teacher, student = scores["teacher"], scores["student"]
+    asked, gold = counted(scores["questions"]), counted(scores["questions_with_answers"])
+    right = f"the student answers {percent(student['accuracy'])} of {gold} right"
     if teacher is None:
-        said = percent(student["accuracy"])
-        return f"the student answers {said} of {scores['questions']:,} held-out questions" if said else "measured"
+        return right if student["accuracy"] is not None else f"the student answered {asked}"
+    if not scores["questions_compared"]:
+        said = f"the teacher answered none of {asked}, so there is nothing to compare with"
+        return f"{said}; {right}" if student["accuracy"] is not None else said
     parts = []
     if scores["retention"] is not None:
         parts.append(
             f"keeps {percent(scores['retention'])} of the teacher's accuracy "
-            f"({percent(student['accuracy'])} of {scores['questions_with_answers']:,} held-out questions, "
-            f"the teacher {percent(teacher['accuracy'])})"
+            f"({percent(student['accuracy'])} of {gold}, the teacher {percent(teacher['accuracy'])})"
+        )
+    elif teacher["accuracy"] == 0:
+        parts.append(
+            f"has nothing of the teacher's accuracy to keep, for the teacher answers none of {gold} right (the student "
+            f"{percent(student['accuracy'])})"
         )
     else:
-        agreed = percent(student["agreement"])
-        parts.append(f"says what the teacher says on {agreed} of {scores['questions']:,} held-out questions")
+        compared = counted(scores["questions_compared"])
+        parts.append(f"says what the teacher says on {percent(student['agreement'])} of {compared}")
     if scores["size_ratio"] is not None:
         parts.append(f"has {percent(scores['size_ratio'], 0)} of its parameters")
     if scores["speedup"] is not None:
         parts.append(f"is {scores['speedup']:.1f} times as fast")
     return "the student " + " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def counted(questions: int) -> str:
+    """1,407 held-out questions, 1 held-out question."""
+    return f"{questions:,} held-out question{'' if questions == 1 else 's'}"
 
 
 def cut_off(scores: dict[str, Any]) -> str | None:
@@ -257,7 +270,7 @@ def terminal_table(scores: dict[str, Any]) -> "RenderableType":
     # A column for each model, so that the table is as long as there are figures but never wider than a terminal.
     models = [name for name in LABELS if scores.get(name)]
     table = Table(
-        title=f"{scores['questions']:,} held-out questions",
+        title=counted(scores["questions"]),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -49,7 +49,8 @@ def scores_of(**models) -> dict:
     names = ("teacher", "student", "untrained", "random_subset")
     return {
         **{name: models.get(name) for name in names},
-        "questions": 60, "questions_with_answers": 60, "retention": 0.985, "retention_ci": [0.95, 1.02],
+        "questions": 60, "questions_with_answers": 60, "questions_compared": 60,
+        "retention": 0.985, "retention_ci": [0.95, 1.02],
         "speedup": 2.31, "latency_speedup": 1.8, "size_ratio": 0.25, "over_random_subset": 0.12,
         "over_random_subset_ci": [-0.01, 0.16],
         "measured": {"max_tokens": 64, "batch_size": 64, "tokens_each": 5, "rounds": 7, "latency_questions": 32,
@@ -309,6 +310,26 @@ def test_agreement_without_accepted_answers():
         "the student says what the teacher says on 80.0% of 60 held-out questions, has 25% of its parameters and is "
         "2.3 times as fast"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "teacher", "student", "said"),
+    [
+        ({"retention": None}, 0.0, 0.25,
+         "the student has nothing of the teacher's accuracy to keep, for the teacher answers none of 60 held-out "
+         "questions right (the student 25.0%), has 25% of its parameters and is 2.3 times as fast"),
+        ({"retention": None, "questions_compared": 0}, None, 0.25,
+         "the teacher answered none of 60 held-out questions, so there is nothing to compare with; the student answers "
+         "25.0% of 60 held-out questions right"),
+        ({"retention": None, "questions_with_answers": 0, "questions_compared": 0}, None, None,
+         "the teacher answered none of 60 held-out questions, so there is nothing to compare with"),
+        ({"retention": 1.0, "questions_with_answers": 1}, 1.0, 1.0,
+         "the student keeps 100.0% of the teacher's accuracy (100.0% of 1 held-out question, the teacher 100.0%), has "
+         "25% of its parameters and is 2.3 times as fast"),
+    ],
+)  # fmt: skip
+def test_the_headline_says_what_can_be_said(changes, teacher, student, said):
+    assert report.headline(scores_of(teacher=model(teacher), student=model(student)) | changes) == said
 
 
 def shown(scores: dict) -> str:

@@ -219,7 +219,7 @@ def share_interval(share: float, samples: np.ndarray, facts: int) -> list[float]
     z = statistics.NormalDist().inv_cdf(0.975)
     middle, wide = share + z * z / (2 * facts), z * (share * (1 - share) / facts + (z / (2 * facts)) ** 2) ** 0.5
     low, high = ((middle + side * wide) / (1 + z * z / facts) for side in (-1, 1))
-    return [max(0.0, low), min(1.0, high)]
+    return [max(0.0, round(low, 12)), min(1.0, round(high, 12))]  # 0 and not 3e-17
 
 
 def counted(groups: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
@@ -429,7 +429,11 @@ def compare(
             return figure, share_interval(figure, drawn, facts)
         return figure, interval(drawn) if facts > 1 else None  # one fact says nothing of others
 
-    scores: dict[str, Any] = {"questions": len(asked), "questions_with_answers": int(totals["gold"])}
+    scores: dict[str, Any] = {
+        "questions": len(asked),
+        "questions_with_answers": int(totals["gold"]),
+        "questions_compared": int(totals["said"]),  # with the teacher's answers: those to which it said anything
+    }
     for name in predictions:
         figures: dict[str, Any] = {}
         gold = "answered" if name == "teacher" else "gold"
@@ -533,7 +537,12 @@ def measure(
     seconds = throughput(models, prompts, tokens) if prompts else {}
     one = {name: rows[:1] for name, rows in prompts.items()}
     alone = throughput(models, one, tokens) if prompts else {}
-    questions = range(len(chats["student"]))
+    # A question that is too long for one of them is refused in no time.
+    questions = [
+        number
+        for number in range(len(chats["student"]))
+        if all(answers[name][number]["finish_reason"] != "error" for name in models)
+    ]
     numbers = random.Random(recipe.seed).sample(questions, min(config.latency_questions, len(questions)))
     whole = latency(models, chats, numbers, config.max_tokens)
     first = latency(models, chats, numbers, 1)
@@ -551,10 +560,10 @@ def measure(
             "tokens_per_s_range": [made / max(seconds[name]), made / min(seconds[name])] if seconds else None,
             "tokens_per_s_one": tokens / statistics.median(alone[name]) if alone else None,
             "tokens_per_s_one_range": [tokens / max(alone[name]), tokens / min(alone[name])] if alone else None,
-            "latency_p50_s": float(np.percentile(whole[name], 50)),
-            "latency_p95_s": float(np.percentile(whole[name], 95)),
-            "first_token_p50_s": float(np.percentile(first[name], 50)),
-            "first_token_p95_s": float(np.percentile(first[name], 95)),
+            "latency_p50_s": float(np.percentile(whole[name], 50)) if numbers else None,
+            "latency_p95_s": float(np.percentile(whole[name], 95)) if numbers else None,
+            "first_token_p50_s": float(np.percentile(first[name], 50)) if numbers else None,
+            "first_token_p95_s": float(np.percentile(first[name], 95)) if numbers else None,
             "usd_per_million_tokens": per_hour / (rate * 3600) * 1e6 if rate and per_hour is not None else None,
         }
     conditions = {

@@ -270,6 +270,11 @@ def test_questions_without_answers_and_too_long_ones(finished, tmp_path, monkeyp
     long = [row for row in predicted if "Peru" in row["question"]]
     assert len(long) == 3 and all(row["text"] == "" and row["nll"] is None for row in long)
     assert {aim["name"] for aim in scores["aims"]} == {"speedup", "size_ratio"}
+    assert scores["measured"]["latency_questions"] == 2 and scores["questions_compared"] == 2
+    questions.write_text(json.dumps(rows[1]) + "\n")
+    scores = evaluated(finished, tmp_path, f"evaluate.questions={questions}", "train.baselines=[]")
+    assert scores["teacher"]["unanswered"] == 1 and scores["student"]["latency_p50_s"] is None
+    assert "The teacher answered none of 1 held-out question" in (tmp_path / "report.html").read_text()
 
 
 def test_a_teacher_elsewhere_is_asked_once(finished, tmp_path, monkeypatch):
