@@ -27,7 +27,7 @@ LABELS = {
 }
 EXAMPLES = 3  # a reason
 FACET_VALUES = 20
-SIDE_BY_SIDE = {"differ": 10, "both right": 4, "both wrong": 4}
+SIDE_BY_SIDE = {"differ": 10, "both right": 4, "both wrong": 4, "the same": 4}
 LONGEST = 700  # characters of a text that are shown
 
 # --- words and numbers -----------------------------------------------------------------------------------------------
@@ -126,9 +126,9 @@ def figures(scores: dict[str, Any], digits: int = 1) -> list[tuple[str, str, lis
     models = [scores[name] for name in LABELS if scores[name]]
     measured = scores["measured"]
     rows = [
-        ("accuracy", "exact match with an accepted answer",
+        ("accuracy", "exact match with an accepted answer, but for case, punctuation and articles",
          [(percent(m["accuracy"]), _between(m["accuracy_ci"], 100, digits)) for m in models]),
-        ("token F1", "words shared with the best accepted answer",
+        ("token F1", "words shared with the best accepted answer: F1",
          [(percent(m["token_f1"]), _between(m["token_f1_ci"], 100, digits)) for m in models]),
         ("NLL", "nats a token of the teacher's answers; lower is closer" if measured["one_tokenizer"] else
          "nats a token of the teacher's answers; not comparable: the models have different tokenizers",
@@ -136,16 +136,16 @@ def figures(scores: dict[str, Any], digits: int = 1) -> list[tuple[str, str, lis
         *(
             (what, meaning, [(percent(m[key]), _between(m[f"{key}_ci"], 100, digits)) for m in models])
             for what, meaning, key in (
-                ("agreement", "the same answer as the teacher", "agreement"),
-                ("ROUGE-L", "against the teacher's answer", "rouge_l"),
-                ("chrF", "against the teacher's answer", "chrf"),
+                ("agreement", "the same answer as the teacher, right or wrong", "agreement"),
+                ("ROUGE-L", "words shared with the teacher's answer in its order: F1", "rouge_l"),
+                ("chrF", "runs of 1 to 6 characters shared with the teacher's answer: F2", "chrf"),
             )
         ),
         ("not answered", "the question is too long for the model, or its provider failed",
          [(f"{m['unanswered']:,}" if any(m["unanswered"] for m in models) else "", "") for m in models]),
-        ("cut off", f"answers longer than evaluate.max_tokens, {measured['max_tokens']:,}, that end there",
+        ("cut off", f"answers that reached evaluate.max_tokens ({measured['max_tokens']:,}) and end there",
          [(f"{m['cut']:,}" if any(m["cut"] for m in models) else "", "") for m in models]),
-        ("parameters", "", [(amount(m["parameters"]), "") for m in models]),
+        ("parameters", "weights of the model, as many numbers", [(amount(m["parameters"]), "") for m in models]),
         ("on disk", "the model's folder", [(amount(m["disk_bytes"], "B"), "") for m in models]),
         ("memory", "weights and a full batch, at the most",
          [(amount(m["peak_memory_bytes"], "B"), "") for m in models]),
@@ -154,12 +154,12 @@ def figures(scores: dict[str, Any], digits: int = 1) -> list[tuple[str, str, lis
          [(_digits(m["tokens_per_s"], 1, 0), _between(m["tokens_per_s_range"], 1, 0)) for m in models]),
         ("tokens/s, one", f"one question at a time, {measured['tokens_each']} tokens; median and range",
          [(_digits(m["tokens_per_s_one"], 1, 0), _between(m["tokens_per_s_one_range"], 1, 0)) for m in models]),
-        ("latency p50", f"the median, from question to whole answer, {measured['latency_questions']} questions",
+        ("latency p50", f"the median, from question to whole answer; asked one by one: {measured['latency_questions']}",
          [(milliseconds(m["latency_p50_s"]), "") for m in models]),
-        ("latency p95", "the 95th percentile", [(milliseconds(m["latency_p95_s"]), "") for m in models]),
+        ("latency p95", "95 of 100 are faster", [(milliseconds(m["latency_p95_s"]), "") for m in models]),
         ("first token p50", "the median, from question to first token",
          [(milliseconds(m["first_token_p50_s"]), "") for m in models]),
-        ("first token p95", "the 95th percentile", [(milliseconds(m["first_token_p95_s"]), "") for m in models]),
+        ("first token p95", "95 of 100 are faster", [(milliseconds(m["first_token_p95_s"]), "") for m in models]),
         ("$ per M tokens", f"US dollars a million tokens in full batches, at {measured['usd_per_hour'] or 0:g} an hour",
          [(_digits(m["usd_per_million_tokens"], 1, 4), "") for m in models]),
     ]  # fmt: skip
@@ -270,7 +270,7 @@ def terminal_table(scores: dict[str, Any]) -> "RenderableType":
     # A column for each model, so that the table is as long as there are figures but never wider than a terminal.
     models = [name for name in LABELS if scores.get(name)]
     table = Table(
-        title=counted(scores["questions"]),
+        title=f"{counted(scores['questions'])}; in brackets 95% intervals",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -492,7 +492,7 @@ def failures(table: Path) -> list[Row]:
 
 def side_by_side(predictions: Iterable[Row]) -> list[dict[str, Any]]:
     """Questions with every model's answer: those where student and teacher differ first, then some that both got right
-    and some that both got wrong."""
+    and some that both got wrong, or where no answer is right or wrong, some to which both say the same."""
     questions: dict[str, dict[str, Any]] = {}
     for row in sorted(predictions, key=lambda row: row["id"]):
         about = {key: row[key] for key in ("topic", "question", "answers")}
@@ -503,7 +503,7 @@ def side_by_side(predictions: Iterable[Row]) -> list[dict[str, Any]]:
         student = question["by"]["student"]
         teacher = question["by"].get("teacher", student)
         if student["exact"] is None:
-            kind = "differ" if student["text"].strip() != teacher["text"].strip() else "both right"
+            kind = "differ" if student["text"].strip() != teacher["text"].strip() else "the same"
         elif student["exact"] == teacher["exact"]:
             kind = "both right" if student["exact"] else "both wrong"
         else:

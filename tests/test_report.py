@@ -289,6 +289,15 @@ def test_side_by_side_puts_differences_first():
     assert kinds == ["differ"] * 10 + ["both right"] * 4 + ["both wrong"] * 3
 
 
+def test_without_accepted_answers_nobody_is_right(run):
+    rows = [row | {"exact": None, "answers": [], "text": " " if row["question_id"] == "q1" else "yes"}
+            for row in predictions()]  # fmt: skip
+    assert [row["kind"] for row in report.side_by_side(rows)] == ["the same"] * 4
+    scores = scores_of(**ALL) | {"questions_with_answers": 0}
+    page = page_of(run, scores, [row for row in rows if row["question_id"] in ("q1", "q2")])
+    assert "both right" not in page and "to which both say the same" in page and "(nothing)" in page
+
+
 def test_without_teacher_or_answers(run):
     blank = model(None, agreement=None, rouge_l=None, chrf=None, nll=None, nll_ci=None)
     scores = scores_of(student=blank, untrained=blank)
