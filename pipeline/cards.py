@@ -273,9 +273,10 @@ def _scores(scores: dict[str, Any]) -> list[str]:
     ]
     measured = scores["measured"]
     about = (
-        f"{scores['questions']:,} held-out questions, answered greedily; in brackets the 95% interval (bootstrap, "
-        f"{measured['bootstrap']:,} resamples) or the range of rounds. Speed was measured on one {measured['device']}, "
-        f"threads: {measured['threads']}."
+        f"{report.counted(scores['questions'])}, answered greedily with at most {measured['max_tokens']:,} tokens; in "
+        f"brackets the 95% interval (bootstrap, {measured['bootstrap']:,} resamples; Wilson's where all questions came "
+        f"out alike) or the range of rounds. Speed was measured on one {measured['device']}, threads: "
+        f"{measured['threads']}."
     )
     missed = [f"Missed: {escaped(aim['text'])} ({report.said_of(aim)})." for aim in scores["aims"] if not aim["met"]]
     return [

@@ -60,7 +60,7 @@ def headline(scores: dict[str, Any]) -> str:
     if scores["size_ratio"] is not None:
         parts.append(f"has {percent(scores['size_ratio'], 0)} of its parameters")
     if scores["speedup"] is not None:
-        parts.append(f"is {scores['speedup']:.1f} times as fast")
+        parts.append(f"is {scores['speedup']:.2f} times as fast")
     return "the student " + " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 

@@ -317,7 +317,7 @@ def test_agreement_without_accepted_answers():
     scores |= {"retention": None, "questions_with_answers": 0}
     assert report.headline(scores) == (
         "the student says what the teacher says on 80.0% of 60 held-out questions, has 25% of its parameters and is "
-        "2.3 times as fast"
+        "2.31 times as fast"
     )
 
 
@@ -326,7 +326,7 @@ def test_agreement_without_accepted_answers():
     [
         ({"retention": None}, 0.0, 0.25,
          "the student has nothing of the teacher's accuracy to keep, for the teacher answers none of 60 held-out "
-         "questions right (the student 25.0%), has 25% of its parameters and is 2.3 times as fast"),
+         "questions right (the student 25.0%), has 25% of its parameters and is 2.31 times as fast"),
         ({"retention": None, "questions_compared": 0}, None, 0.25,
          "the teacher answered none of 60 held-out questions, so there is nothing to compare with; the student answers "
          "25.0% of 60 held-out questions right"),
@@ -334,7 +334,7 @@ def test_agreement_without_accepted_answers():
          "the teacher answered none of 60 held-out questions, so there is nothing to compare with"),
         ({"retention": 1.0, "questions_with_answers": 1}, 1.0, 1.0,
          "the student keeps 100.0% of the teacher's accuracy (100.0% of 1 held-out question, the teacher 100.0%), has "
-         "25% of its parameters and is 2.3 times as fast"),
+         "25% of its parameters and is 2.31 times as fast"),
     ],
 )  # fmt: skip
 def test_the_headline_says_what_can_be_said(changes, teacher, student, said):
