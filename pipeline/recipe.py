@@ -1,14 +1,23 @@
 """The recipe: what a user asks for, one section a stage, checked before anything runs.
 
 A recipe is YAML; `--set a.b=c` changes one value (`--set collect.teachers.0.model=...` one of a list). An unknown key
-is an error with the nearest right one, and every message names file, line and field.
+is an error with the nearest right one, and every message names file, line and field. A path may begin with `~`.
 """
 
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from pipeline.errors import RecipeError, nearest, where
 from pipeline.yamlfile import Lines, parse_yaml, read_yaml
@@ -42,6 +51,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return value.name  # what is in the file counts, by its digest; not where it lies
     return value
+
+
+def _with_home(place: Any) -> Any:
+    """A path, or a text that may be one, with the user's home folder for `~`: no shell has read the recipe."""
+    if not str(place).startswith("~"):
+        return place
+    try:
+        return type(place)(Path(place).expanduser())
+    except RuntimeError:  # there is no such user; whoever opens it says that it is not there
+        return place
+
+
+UserPath = Annotated[Path, AfterValidator(_with_home)]
+"""A file or folder of the user's."""
+
+UserModel = Annotated[str, AfterValidator(_with_home)]
+"""A folder of the user's, or something else that is called by a name, such as a model of a hub or provider."""
 
 
 Method = Literal["questions", "facets", "self_instruct", "evolve", "persona", "documents", "conversation", "magpie"]
@@ -82,7 +108,7 @@ class SelfInstructMethod(Section):
 class DocumentsMethod(Section):
     """Settings of the method `documents`: questions about a user's own files."""
 
-    files: list[Path] = Field(min_length=1)
+    files: list[UserPath] = Field(min_length=1)
     """Files, folders (all that is in them) and globs (docs/**/*.md): .txt, .md, .html, .pdf and .jsonl."""
     characters: int = Field(default=2000, ge=200, le=50_000)
     """The most that a passage has; 2,000 are about 400 words or 500 tokens."""
@@ -113,7 +139,7 @@ class Generate(Section):
     """The most rounds for target_kept."""
     methods: dict[Method, float] = Field(default={"facets": 1.0})
     """Method -> share of the prompts."""
-    file: Path | None = None
+    file: UserPath | None = None
     """Instead of methods: a user's own prompts (.jsonl, .csv, .parquet or the folder of a saved data set) with
     `prompt`, `instruction` (and `input`), or `messages`."""
     questions: QuestionsMethod = QuestionsMethod()
@@ -178,7 +204,7 @@ class Serve(Section):
 
     operational = frozenset({"environment", "start_timeout_s", "env"})
 
-    environment: Path = Path(".envs/vllm")
+    environment: UserPath = Path(".envs/vllm")
     """The virtual environment that has vLLM."""
     args: list[str | int | float] = Field(default_factory=list)
     """Arguments of `vllm serve`: ["--tensor-parallel-size", 4, ...]."""
@@ -196,7 +222,7 @@ class Teacher(Section):
     )
 
     provider: Literal["local", "vllm", "openai", "anthropic"]
-    model: str = Field(min_length=1)
+    model: UserModel = Field(min_length=1)
     """The provider's name of the model; for `local` a folder, a hub id, or `embedded`."""
     embedded: Embedded | None = None
     """Settings of the embedded teacher, for `provider: local, model: embedded`."""
@@ -275,7 +301,7 @@ class Collect(Section):
 
     operational = frozenset({"timeout_s", "deadline_s", "budget_usd", "accept_terms"})
 
-    file: Path | None = None
+    file: UserPath | None = None
     """Instead of teachers: answers that somebody has already (.jsonl, .csv, .parquet or a datasets folder) with
     `prompt` and `completion`, `instruction` (`input`) and `output`, or `messages`."""
     teachers: list[Teacher] = Field(default_factory=list)
@@ -318,7 +344,7 @@ class Judge(Section):
     """A teacher that judges answers (LLM-as-a-judge: Zheng et al., 2023). Each verdict is a call that is paid."""
 
     teacher: Annotated[
-        Annotated[str, Tag("name")] | Annotated[Teacher, Tag("section")], Discriminator(_name_or_section)
+        Annotated[UserModel, Tag("name")] | Annotated[Teacher, Tag("section")], Discriminator(_name_or_section)
     ]
     """The name of one of collect.teachers, or a teacher of its own ({provider: ..., model: ...})."""
     criteria: str = Field(
@@ -367,7 +393,7 @@ class Reward(Section):
 
     operational = frozenset({"batch_size"})
 
-    model: str = Field(min_length=1)
+    model: UserModel = Field(min_length=1)
     """A hub id or a folder."""
     min_score: float | None = None
     """Reject answers with a lower reward; null: only note it, in the column reward."""
@@ -381,7 +407,7 @@ class Ifd(Section):
 
     operational = frozenset({"batch_size"})
 
-    model: str = Field(min_length=1)
+    model: UserModel = Field(min_length=1)
     """A hub id or a folder, with a chat template; usually the student before its training."""
     min: float | None = Field(default=None, ge=0)
     """Reject answers below: the prompt alone gives them away. Null: only note it, in the columns ifd and perplexity."""
@@ -401,7 +427,7 @@ class Presidio(Section):
     """Personal data that no pattern finds, such as names, by Microsoft Presidio and a spaCy model. Slow: tens of
     milliseconds an answer. Needs the extra `pii`."""
 
-    model: str = Field(default="en_core_web_sm", min_length=1)
+    model: UserModel = Field(default="en_core_web_sm", min_length=1)
     """A spaCy model that is installed, or its folder."""
     language: str = Field(default="en", pattern=r"^[a-z]{2,3}$")
     """That of the model."""
@@ -485,7 +511,7 @@ class Semantic(Section):
     """Rows that say the same in other words, by the cosine of the vectors that a model makes of them. Compares every
     pair: for some 100,000 rows. Needs the extra `semantic`."""
 
-    model: str = Field(min_length=1)
+    model: UserModel = Field(min_length=1)
     """A hub id or a folder: a model2vec model (minishlab/potion-base-8M), or one for sentence-transformers."""
     threshold: float = Field(default=0.95, gt=0, le=1)
     """Cosine from which two rows are the same."""
@@ -502,7 +528,7 @@ class Dedupe(Section):
     near: Near | None = Near()
     semantic: Semantic | None = None
     """After exact and near, on the rows that are left."""
-    against: Path | None = None
+    against: UserPath | None = None
     """A data set that exists already (.parquet or .jsonl with `prompt` and `completion`, `messages`, or a table of
     another run): rows that repeat one of its rows are dropped too."""
 
@@ -519,7 +545,7 @@ class Assemble(Section):
     log-probability of the answer's tokens (collect.sampling.logprobs). Rows without it come last, equals by id."""
     overlap: float = Field(default=0.75, gt=0, le=1)
     """Withhold a row that has this share of a held-out question's words, in order and in one place."""
-    evaluations: list[Path] = Field(default_factory=list)
+    evaluations: list[UserPath] = Field(default_factory=list)
     """Further evaluation sets that must not be trained on (.jsonl, .csv or .parquet with `prompt`, `question`, `text`
     or `messages`)."""
 
@@ -558,20 +584,20 @@ class EarlyStopping(Section):
 class Train(Section):
     """train: the student."""
 
-    student: str | dict[str, Any] = Field(default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    student: UserModel | dict[str, Any] = Field(default="HuggingFaceTB/SmolLM2-135M-Instruct")
     """A hub id, a folder, or a transformers config ({model_type: llama, hidden_size: ...}) with random weights."""
-    tokenizer: str | None = None
+    tokenizer: UserModel | None = None
     """Hub id or folder; `teacher`: the local teacher's. Needed for a student given as a config."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """Of random weights, of the order of the rows and of dropout; null: the recipe's. Recipes that differ in nothing
     else train several students on the very same rows."""
-    chat_template: str | None = None
+    chat_template: UserModel | None = None
     """For a student without one: a file with a Jinja chat template, or `plain` for the one that seqkd brings. Saved
     with the student."""
     method: Literal["sft", "logits", "on_policy"] = "sft"
     """sft: the answers' tokens are the targets; logits: the teacher's probabilities too; on_policy: the student answers
     by itself and the teacher scores its tokens. docs/train.md says which is for what."""
-    teacher: str | None = None
+    teacher: UserModel | None = None
     """For logits and on_policy, the model that scores: a folder or hub id with the student's tokenizer; null: the first
     `local` teacher of collect."""
     lora: dict[str, Any] | None = None
@@ -613,7 +639,7 @@ class Harness(Section):
 
     tasks: list[str] = Field(min_length=1)
     """Names of tasks, groups or tags, such as arc_easy."""
-    include: Path | None = None
+    include: UserPath | None = None
     """A folder with tasks of your own, as YAML files. They may run Python code that stands beside them."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Worked examples before each question; null: as many as the task asks for."""
@@ -626,7 +652,7 @@ class Harness(Section):
 class Evaluate(Section):
     """evaluate: what the student kept of its teacher."""
 
-    questions: Path | None = None
+    questions: UserPath | None = None
     """Held-out questions (.jsonl with `prompt` or `messages`, and `answer` or `answers`); null: the fact base's
     held-out wordings."""
     limit: int | None = Field(default=None, gt=0)

@@ -114,3 +114,23 @@ def test_operational_fields_do_not_determine_a_result(recipe):
     second = load_recipe(recipe, ["collect.teachers.0.batch_size=2"]).collect.fingerprinted()
     third = load_recipe(recipe, ["collect.samples=2"]).collect.fingerprinted()
     assert first == second != third
+
+
+def test_a_tilde_is_the_home_folder_in_every_place_that_may_be_one(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    more = [
+        "train={student: ~/a, tokenizer: ~/a, chat_template: ~/a, teacher: ~/a, method: logits}",
+        "collect={teachers: [{provider: local, model: ~/a}, {provider: vllm, model: m, serve: {environment: ~/a}}]}",
+        "filter={reward: {model: ~/a}, ifd: {model: ~/a}, pii: flag, presidio: {model: ~/a}, judge: {teacher: ~/a}}",
+        "generate={methods: {documents: 1}, documents: {files: [~/a/**/*.md]}}",
+        "dedupe={against: ~/a, semantic: {model: ~/a}}",
+        "assemble={evaluations: [~/a]}",
+        "evaluate={questions: ~/a, harness: {tasks: [t], include: ~/a}}",
+    ]
+    read = load_recipe(recipe, more)
+    assert "~" not in read.model_dump_json() and str(read.evaluate.questions) == read.train.student == "/home/me/a"
+    answers = load_recipe(recipe, ["collect={file: ~/b.jsonl}", "generate=null"])
+    assert str(answers.collect.file) == str(answers.generate.file) == "/home/me/b.jsonl"
+    # Of a hub id, of what only looks like a home folder, and of a user who is not there, nothing is changed.
+    kept = load_recipe(recipe, ["train.student=a/~b", "train.tokenizer=~nobody-of-that-name/a"])
+    assert (kept.train.student, kept.train.tokenizer) == ("a/~b", "~nobody-of-that-name/a")

@@ -448,7 +448,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 def _check_place(name: str, trust_remote_code: bool) -> None:
     """Refuse what cannot be opened before anything is imported or asked for over the network."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_dir():
         if path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or path.exists():
             raise UserError(
@@ -478,7 +478,7 @@ def _load_problem(name: str, error: Exception) -> str:
             f"local model {name}: has no tokenizer that can be opened. Put its tokenizer.json into the folder: "
             "tokenizer.save_pretrained writes it. If it has a tokenizer.model only: pip install sentencepiece"
         )
-    if not Path(name).expanduser().is_dir():
+    if not Path(name).is_dir():
         if os.environ.get("HF_HUB_OFFLINE") or "offline" in text.lower() or "connect" in text.lower():
             return (
                 f"local model {name}: no such folder here, not in the Hugging Face cache, and the hub cannot be "

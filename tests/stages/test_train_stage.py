@@ -67,6 +67,19 @@ def test_a_student_is_done_only_when_it_is_on_the_disk(finished_copy: Path, monk
     assert (out / "checkpoints/student/summary.json").is_file()
 
 
+def test_a_student_in_the_home_folder(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(finished_copy))
+    (finished_copy / "data/runs/tiny/train/student").rename(finished_copy / "mine")
+    (finished_copy / "template.jinja").write_text((finished_copy / "mine/chat_template.jinja").read_text())
+    wanted = recipe("train.student=~/mine", "train.chat_template=~/template.jinja")
+    out = finished_copy / "home" / "out"
+    out.mkdir(parents=True)
+    assert set(train.sources(wanted)) == {"student", "chat_template"}
+    train.run(wanted, inputs(finished_copy), out)
+    assert (out / "student/model.safetensors").is_file()
+    assert f"model_name_or_path: {finished_copy / 'mine'}" in (out / "trl_sft.yaml").read_text()
+
+
 def test_the_other_methods_find_the_teacher(finished_copy: Path) -> None:
     for method in ("logits", "on_policy"):
         out = finished_copy / method / "out"
