@@ -1,5 +1,6 @@
 """The recipe as TRL's settings: what is wrong is named, what is not said has a default, and TRL alone can read them."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,24 @@ BIN = Path(sys.executable).parent
 def test_wrong_settings_are_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(tmp_path, {**SFT, **more})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "packages", "told"),
+    [
+        ("tensorboard", ["tensorboard", "tensorboardX"], "pip install 'seqkd\\[tensorboard\\]'"),
+        ("wandb", ["wandb"], "pip install wandb"),
+        ("trackio", ["trackio"], "pip install trackio"),
+        ("flyte", ["flytekit"], "pip install flytekit"),
+    ],
+)
+def test_a_report_without_its_package_says_what_to_install(
+    tmp_path: Path, wanted: str, packages: list[str], told: str
+) -> None:
+    if any(importlib.util.find_spec(name) for name in packages):
+        pytest.skip(f"{wanted} is here")
+    with pytest.raises(UserError, match=f"^train.sft.report_to: .*{told}"):
+        run(tmp_path, {**SFT, "report_to": wanted})
 
 
 def test_wrong_lora_settings_are_named(tmp_path: Path) -> None:

@@ -313,17 +313,20 @@ def _made(trainer: Any, job: Job, **data: Any) -> Any:
     peft = {"peft_config": trl_settings.lora_config(job.config.lora)}
     try:
         made = trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
-    except (ValueError, ImportError) as error:
-        if job.config.lora is not None and "target_modules" in str(error):
+    except (ValueError, ImportError, RuntimeError) as error:
+        text = str(error)
+        if "Callback requires" in text:
+            if "TensorBoard" in text:  # it would need a package that it does not name, or another PyTorch
+                text = "what writes TensorBoard's files is not installed. Run `pip install 'seqkd[tensorboard]'`."
+            raise UserError(f"train.{trl_settings.section(job.config)}.report_to: {text}") from error
+        if isinstance(error, RuntimeError):
+            raise
+        if job.config.lora is not None and "target_modules" in text:
             raise UserError(
                 f"train.lora: peft does not know the layers of a {job.student.config.model_type} model, or not these. "
-                f"Set train.lora.target_modules: all-linear, or name them. ({error})"
+                f"Set train.lora.target_modules: all-linear, or name them. ({text})"
             ) from error
-        raise UserError(f"train: TRL refuses these settings: {error}") from error
-    except RuntimeError as error:
-        if "requires" not in str(error) or "install" not in str(error):
-            raise
-        raise UserError(f"train.{trl_settings.section(job.config)}.report_to: {error}") from error
+        raise UserError(f"train: TRL refuses these settings: {text}") from error
     if job.config.quantize:
         # TRL makes the adapter bfloat16, and peft reads one from a checkpoint as float32: a resumed training would be
         # another one.
