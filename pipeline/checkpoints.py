@@ -41,12 +41,21 @@ def saving(by_time: bool, accelerator: Any) -> Any:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal saved
-            # Only at steps that log: the running mean of the loss is not part of a checkpoint.
+            # Only at steps that log: see log_first.
             if by_time and control.should_log and not control.should_training_stop:
                 due = time.monotonic() - saved > SAVE_EVERY_S
                 if processes.from_first(due):
                     control.should_save = True
                     saved = time.monotonic()
+            self.log_first(control)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.log_first(control)
+
+        def log_first(self, control: Any) -> None:
+            # What is saved is logged before: a loss that is not finite then ends the training without a checkpoint of
+            # it, and the running mean of the loss, which is not part of a checkpoint, is empty.
+            control.should_log = control.should_log or control.should_save
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             accelerator.wait_for_everyone()  # each process writes the state of its own random generators

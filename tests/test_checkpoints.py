@@ -8,7 +8,9 @@ import pytest
 
 from pipeline import checkpoints
 from pipeline.checkpoints import last_checkpoint
-from stages.test_fit import SFT, run, weights
+from pipeline.recipe import Train
+from pipeline.stages.train import DivergedError, fit
+from stages.test_fit import ROWS, SFT, run, student, weights
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,59 @@ def test_the_newest_whole_one_counts_and_the_others_are_removed(tmp_path: Path) 
     (sharded / "__0_0.distcp").write_bytes(b"hole")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"  # by number, not by name
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10", "checkpoint-best"}
+
+
+@pytest.mark.parametrize("strategy", [{"save_strategy": "steps", "save_steps": 3}, {"save_strategy": "epoch"}])
+@pytest.mark.parametrize("mended", [False, True])
+def test_what_is_not_finite_is_never_sealed(tmp_path: Path, strategy: dict[str, Any], mended: bool) -> None:
+    sft = {**SFT, **strategy, "max_steps": 20, "logging_steps": 100, "logging_first_step": False}
+    first, bad = (3, 5) if "save_steps" in strategy else (8, 15)  # 30 rows by 4 are 8 steps an epoch
+    model, tokenizer = student()
+    good = [weight.detach().clone() for weight in model.parameters()]
+
+    def poison(event: Any) -> None:
+        """Bad weights after one step; with `mended` good ones again after the next, whose loss was bad."""
+        if event["step"] == bad:
+            next(model.parameters()).data.fill_(float("nan"))
+        elif event["step"] == bad + 1 and mended:
+            for weight, before in zip(model.parameters(), good, strict=True):
+                weight.data.copy_(before)
+
+    places = {"checkpoints": tmp_path / "checkpoints", "log": poison}
+    with pytest.raises(DivergedError, match=f"at step {bad + 1}"):
+        fit(model, tokenizer, ROWS, [], Train(sft=sft), tmp_path / "out", **places)
+    assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / f"checkpoints/checkpoint-{first}"
+
+
+def test_bad_weights_after_a_good_loss_are_not_sealed(tmp_path: Path) -> None:
+    sft = {**SFT, "save_strategy": "steps", "save_steps": 3, "logging_steps": 100}
+    model, tokenizer = student()
+
+    def poison(event: Any) -> None:
+        if event["step"] == 6:
+            next(model.parameters()).data[0, 0] = float("inf")
+
+    places = {"checkpoints": tmp_path / "checkpoints", "log": poison}
+    with pytest.raises(DivergedError, match="at step 6"):
+        fit(model, tokenizer, ROWS, [], Train(sft=sft), tmp_path / "out", **places)
+    assert last_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints/checkpoint-3"
+
+
+def test_a_training_that_is_saved_between_two_logs_resumes_to_the_same_metrics(tmp_path: Path) -> None:
+    sft = {**SFT, "save_strategy": "steps", "save_steps": 4}
+
+    def stop(event: Any) -> None:
+        if event["step"] == 14:
+            raise KeyboardInterrupt
+
+    def losses(folder: Path) -> list[str]:
+        return [line for line in (folder / "out/metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+
+    run(tmp_path / "unbroken", sft)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", sft, log=stop)
+    assert run(tmp_path / "killed", sft)["resumed_from"] == 12
+    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
 
 
 def test_a_recipe_decides_when_to_save_if_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

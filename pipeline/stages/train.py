@@ -158,7 +158,6 @@ def fit(
     """
     begun = time.monotonic()
     _quiet_libraries()
-    import torch
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     validated = bool(validation_rows)
@@ -176,14 +175,15 @@ def fit(
             stopping = config.early_stopping
             trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
         by_time = "save_strategy" not in getattr(config, trl_settings.section(config)) and not config.early_stopping
-        trainer.add_callback(saving(by_time, trainer.accelerator))
+        # In this order: what is not finite ends the training before it is sealed as a checkpoint.
         trainer.add_callback(_watch(log, out / "metrics.jsonl", trainer.accelerator.is_main_process))
+        trainer.add_callback(saving(by_time, trainer.accelerator))
         with trainer.accelerator.main_process_first():
             resume = last_checkpoint(checkpoints)
             out.mkdir(parents=True, exist_ok=True)
             checkpoints.mkdir(parents=True, exist_ok=True)
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        if not all(bool(torch.isfinite(weight).all()) for weight in trainer.model.parameters()):
+        if not _finite(trainer.model):
             raise DivergedError(_diverged(trainer.state.global_step))
         eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset else None
         trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
@@ -460,7 +460,7 @@ def _trainer(args: Any) -> Any:
 
 def _watch(log: Log, metrics: Path, first: bool) -> Any:
     """The Trainer's callback: progress, metrics.jsonl (only the first of several processes writes it), an end when the
-    loss is not finite."""
+    loss or the weights to be saved are not finite."""
     from transformers import TrainerCallback
 
     def write(history: Iterable[Mapping[str, Any]], mode: str) -> None:
@@ -486,7 +486,19 @@ def _watch(log: Log, metrics: Path, first: bool) -> Any:
             if "loss" in event or "eval_loss" in event:
                 log({"step": state.global_step, "steps": state.max_steps, **_metrics(event)})
 
+        def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            # The last step may have had a finite loss and yet a gradient that was not.
+            if not _finite(model):
+                raise DivergedError(_diverged(state.global_step))
+
     return Watch()
+
+
+def _finite(model: Any) -> bool:
+    """Whether all weights are finite numbers."""
+    import torch
+
+    return all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
 
 
 def _metrics(event: Mapping[str, Any]) -> dict[str, Any]:
