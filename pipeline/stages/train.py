@@ -163,6 +163,10 @@ def fit(
     validated = bool(validation_rows)
     args = trl_settings.arguments(config, seed=seed, checkpoints=checkpoints, validated=validated)
     job = Job(student, tokenizer, train_rows, validation_rows, config, args, teacher, system)
+
+    def diverged(step: int) -> DivergedError:
+        return _diverged(step, trl_settings.section(config), last_checkpoint(checkpoints))
+
     parameters = student.num_parameters()  # not the sum over tensors: two weights of 4 bits are one number there
     with _memory_errors():
         trainer, counts = METHODS[config.method](job)
@@ -176,7 +180,7 @@ def fit(
             trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
         by_time = "save_strategy" not in getattr(config, trl_settings.section(config)) and not config.early_stopping
         # In this order: what is not finite ends the training before it is sealed as a checkpoint.
-        trainer.add_callback(_watch(log, out / "metrics.jsonl", trainer.accelerator.is_main_process))
+        trainer.add_callback(_watch(log, out / "metrics.jsonl", trainer.accelerator.is_main_process, diverged))
         trainer.add_callback(saving(by_time, trainer.accelerator))
         with trainer.accelerator.main_process_first():
             resume = last_checkpoint(checkpoints)
@@ -184,7 +188,7 @@ def fit(
             checkpoints.mkdir(parents=True, exist_ok=True)
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         if not _finite(trainer.model):
-            raise DivergedError(_diverged(trainer.state.global_step))
+            raise diverged(trainer.state.global_step)
         eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset else None
         trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
         _save(trainer, job, out)
@@ -458,7 +462,7 @@ def _trainer(args: Any) -> Any:
     return CompletionTrainer
 
 
-def _watch(log: Log, metrics: Path, first: bool) -> Any:
+def _watch(log: Log, metrics: Path, first: bool, diverged: Callable[[int], DivergedError]) -> Any:
     """The Trainer's callback: progress, metrics.jsonl (only the first of several processes writes it), an end when the
     loss or the weights to be saved are not finite."""
     from transformers import TrainerCallback
@@ -482,14 +486,14 @@ def _watch(log: Log, metrics: Path, first: bool) -> Any:
             event = dict(logs or {})
             write([{**event, "step": state.global_step}], "a")
             if any(not math.isfinite(event[key]) for key in ("loss", "grad_norm", "eval_loss") if key in event):
-                raise DivergedError(_diverged(state.global_step))
+                raise diverged(state.global_step)
             if "loss" in event or "eval_loss" in event:
                 log({"step": state.global_step, "steps": state.max_steps, **_metrics(event)})
 
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             # The last step may have had a finite loss and yet a gradient that was not.
             if not _finite(model):
-                raise DivergedError(_diverged(state.global_step))
+                raise diverged(state.global_step)
 
     return Watch()
 
@@ -506,10 +510,13 @@ def _metrics(event: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key not in ("num_tokens", "eval_num_tokens")}
 
 
-def _diverged(step: int) -> str:
-    return (
-        f"training diverged: the loss is not finite any more at step {step}. Lower train.sft.learning_rate or "
-        "max_grad_norm, or raise warmup_steps; then run again with --force."
+def _diverged(step: int, section: str, checkpoint: Path | None) -> DivergedError:
+    """What happened, and what helps. `section`: that of TRL's settings; `checkpoint`: the last good one."""
+    kept = f" from its last good checkpoint ({checkpoint}) on" if checkpoint else ""
+    return DivergedError(
+        f"training diverged: the loss is not finite any more at step {step}. With the same settings it would diverge "
+        f"again{kept}. Lower train.{section}.learning_rate or max_grad_norm, or raise warmup_steps, and run the same "
+        "command again: with other settings the training begins anew."
     )
 
 

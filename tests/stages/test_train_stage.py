@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from pipeline import artifacts, flow
+from pipeline.checkpoints import last_checkpoint
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, Sampling, Teacher, Train, load_recipe
 from pipeline.stages import train
+from pipeline.stages.train import DivergedError
 from pipeline.teachers import openai, vllm
 
 
@@ -78,6 +82,29 @@ def test_a_student_in_the_home_folder(finished_copy: Path, monkeypatch: pytest.M
     train.run(wanted, inputs(finished_copy), out)
     assert (out / "student/model.safetensors").is_file()
     assert f"model_name_or_path: {finished_copy / 'mine'}" in (out / "trl_sft.yaml").read_text()
+
+
+def test_what_a_diverged_training_needs_is_what_it_says(finished_copy: Path) -> None:
+    folder = finished_copy / "data/runs/tiny"
+    for stage in ("train", "evaluate"):
+        shutil.rmtree(folder / stage)
+    wild = {"train.sft.learning_rate": 1e6, "train.sft.max_grad_norm": 0, "train.sft.max_steps": 20}
+    wild |= {"train.sft.save_strategy": "steps", "train.sft.save_steps": 1}
+    same = recipe(*(f"{name}={value}" for name, value in wild.items()))
+    steps = folder / ".train.partial/checkpoints/student/steps"
+    for attempt in (1, 2):  # as it is, it diverges again, from the last good checkpoint on
+        with pytest.raises(
+            DivergedError, match=r"last good checkpoint \(.*steps/checkpoint-\d+\) on.*begins anew"
+        ) as told:
+            flow.run_stages(same, folder, ["train"])
+        assert "--force" not in str(told.value), attempt
+        kept = last_checkpoint(steps)
+        assert kept and str(kept) in str(told.value)
+        weights = safetensors.torch.load_file(kept / "model.safetensors").values()
+        assert all(weight.isfinite().all() for weight in weights)
+    # With another learning rate it begins anew, without --force.
+    manifest = flow.run_stages(recipe(), folder, ["train"])["train"]
+    assert manifest["counts"]["training"]["student"]["resumed_from"] is None
 
 
 def test_the_other_methods_find_the_teacher(finished_copy: Path) -> None:
