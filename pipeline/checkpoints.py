@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts, processes
+from pipeline.errors import SeqkdError
 
 SAVE_EVERY_S = 30.0  # a killed training loses at most about this much work
 _COMPLETE = "complete.json"  # path of each file -> its digest
@@ -29,6 +30,33 @@ def last_checkpoint(folder: Path) -> Path | None:
     return best
 
 
+def best_steps(state: Any, args: Any) -> tuple[int, int | None]:
+    """Of a training with early stopping, before its last evaluation: the step whose model was the best of those that
+    are left, and the step of a better one whose checkpoint was damaged, None if there was none."""
+    name = _metric(args)
+    evaluated = [(event[name], event["step"]) for event in state.log_history if name in event]
+    sign = -1 if args.greater_is_better else 1
+    best = min(evaluated, key=lambda found: (sign * found[0], found[1]))[1]
+    return state.best_global_step, best if best != state.best_global_step else None
+
+
+def check_best(state: Any) -> None:
+    """Raise SeqkdError if the best checkpoint, from which a training with early stopping takes its model in the end,
+    was damaged since it was sealed. (The Trainer would go on with the last model, as if it were the best.)"""
+    best = state.best_model_checkpoint
+    # The last one is never sealed.
+    if best and state.best_global_step != state.global_step and not _is_whole(Path(best)):
+        raise SeqkdError(
+            f"{best}, the checkpoint of the best model, is damaged. Run the same command again: the training goes on "
+            "from a whole one, or begins anew if there is none."
+        )
+
+
+def _metric(args: Any) -> str:
+    """What the best model is the best by, as evaluations log it."""
+    return "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
+
+
 def saving(by_time: bool, accelerator: Any) -> Any:
     """The Trainer's callback that seals each checkpoint and, with `by_time`, asks for one every SAVE_EVERY_S seconds.
     With several processes the first one's clock counts for all."""
@@ -38,6 +66,18 @@ def saving(by_time: bool, accelerator: Any) -> Any:
 
     class Saving(TrainerCallback):
         """Methods are the Trainer's hooks; see transformers.TrainerCallback."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not args.load_best_model_at_end or not state.best_global_step:
+                return
+            folder = Path(args.output_dir)  # not the one that the state names: a run may have been moved
+            if not (folder / f"checkpoint-{state.best_global_step}").is_dir():
+                # It was damaged, and last_checkpoint has removed it. The best that is left is the one that this
+                # training resumes from; the Trainer would keep the number of the one that is gone.
+                name = _metric(args)
+                state.best_metric = next(event[name] for event in reversed(state.log_history) if name in event)
+                state.best_global_step = state.global_step
+            state.best_model_checkpoint = str(folder / f"checkpoint-{state.best_global_step}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal saved

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import artifacts, cards, processes, soft_targets, trl_settings
-from pipeline.checkpoints import last_checkpoint, saving
+from pipeline.checkpoints import best_steps, check_best, last_checkpoint, saving
 from pipeline.errors import SeqkdError, UserError
 from pipeline.progress import progress
 from pipeline.recipe import Recipe, Train
@@ -151,13 +151,15 @@ def fit(
     Returns {"steps", "resumed_from", "train_loss", "eval_loss", "tokens", "dropped", "cut", "parameters", "trainable",
     "seconds"}; tokens are those that carried loss in one pass over the rows (None for on_policy, where the student
     writes them), dropped and cut are rows that were too long; with the method logits also soft_tokens, those with a
-    teacher's distribution, and with early stopping best_step.
+    teacher's distribution, and with early stopping best_step, the step whose model was
+    kept, and lost_step, that of a better one whose checkpoint was damaged (None: there was none).
 
     Raises UserError for a wrong setting, for rows that would not teach the student to end its turn and where memory
     runs out, DivergedError if the loss becomes NaN or infinite.
     """
     begun = time.monotonic()
     _quiet_libraries()
+    from safetensors import SafetensorError
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     validated = bool(validation_rows)
@@ -186,13 +188,20 @@ def fit(
             resume = last_checkpoint(checkpoints)
             out.mkdir(parents=True, exist_ok=True)
             checkpoints.mkdir(parents=True, exist_ok=True)
-        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        try:
+            result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        except SafetensorError:
+            check_best(trainer.state)
+            raise
+        best = {}
+        if config.early_stopping:
+            check_best(trainer.state)
+            best = dict(zip(("best_step", "lost_step"), best_steps(trainer.state, args), strict=True))
         if not _finite(trainer.model):
             raise diverged(trainer.state.global_step)
         eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset else None
         trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
         _save(trainer, job, out)
-    best = {"best_step": trainer.state.best_global_step} if config.early_stopping else {}
     return {
         "steps": trainer.state.global_step,
         "resumed_from": int(resume.name.split("-")[1]) if resume else None,
@@ -764,7 +773,9 @@ def _note(summary: dict[str, Any]) -> str:
     if summary["eval_loss"] is not None:
         note += f", validation loss {summary['eval_loss']:.3f}"
     if "best_step" in summary:
-        note += f" (lowest, at step {summary['best_step']:,})"
+        lost = summary["lost_step"]
+        said = "lowest, at" if lost is None else f"that of step {lost:,} was lower, but its checkpoint was damaged;"
+        note += f" ({said} step {summary['best_step']:,})"
     if "soft_tokens" in summary:
         note += f"; {summary['soft_tokens'] / summary['tokens']:.1%} of the answers' tokens have soft targets"
     for name, what in (("dropped", "were dropped"), ("cut", "were cut")):

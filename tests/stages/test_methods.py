@@ -1,13 +1,14 @@
 """train: methods beyond sft, rows that are too long, packing, early stopping, what cannot be done."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import checkpoints
-from pipeline.errors import UserError
+from pipeline.errors import SeqkdError, UserError
 from pipeline.recipe import Train
 from pipeline.stages import train
 from pipeline.stages.train import fit
@@ -268,10 +269,14 @@ def _rows_of(batch: Any) -> list[list[int]]:
     return [batch["input_ids"][0, a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
+STOPPING = {
+    "sft": {**SFT, "max_steps": 60, "learning_rate": 0.2, "lr_scheduler_type": "constant"},
+    "early_stopping": {"patience": 2, "eval_steps": 2},
+}
+
+
 def test_early_stopping_keeps_the_best_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sft = {**SFT, "max_steps": 60, "learning_rate": 0.2, "lr_scheduler_type": "constant"}
-    config = {"sft": sft, "early_stopping": {"patience": 2, "eval_steps": 2}}
-    summary = trained(tmp_path / "whole", config)
+    summary = trained(tmp_path / "whole", STOPPING)
     losses = logged(tmp_path / "whole", "eval_loss")
     assert summary["steps"] == summary["best_step"] + 4 < 60
     assert summary["eval_loss"] == pytest.approx(min(losses)) == losses[-1] < losses[-2]
@@ -282,12 +287,74 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path, monkeypatch: pytest
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "broken", config, log=stop)
-    resumed = trained(tmp_path / "broken", config)
+        trained(tmp_path / "broken", STOPPING, log=stop)
+    resumed = trained(tmp_path / "broken", STOPPING)
     assert resumed["steps"] == summary["steps"] and weights(tmp_path / "broken") == weights(tmp_path / "whole")
     model, tokenizer = student()
     with pytest.raises(UserError, match="early_stopping needs validation rows"):
         fit(model, tokenizer, ROWS, [], Train(early_stopping={}), tmp_path / "x", checkpoints=tmp_path / "y")
+
+
+SHORT = {**STOPPING, "sft": {**STOPPING["sft"], "max_steps": 6}}  # the model of step 2 is the best of 2, 4 and 6
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone"])
+def test_a_best_model_that_is_lost_before_a_resume_is_not_said_to_be_the_student(tmp_path: Path, damage: str) -> None:
+    def stop(event: Any) -> None:
+        if event["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, SHORT, log=stop)
+    lost = tmp_path / "checkpoints/checkpoint-2/model.safetensors"  # the best one; 4 is whole
+    os.truncate(lost, 1000) if damage == "cut off" else lost.unlink()
+    summary = trained(tmp_path, SHORT)
+    losses = dict(zip(range(2, summary["steps"] + 1, 2), logged(tmp_path, "eval_loss"), strict=False))
+    assert (summary["resumed_from"], summary["lost_step"], min(losses, key=losses.__getitem__)) == (4, 2, 2)
+    assert summary["eval_loss"] == pytest.approx(losses[summary["best_step"]])
+    assert summary["best_step"] == min((step for step in losses if step > 2), key=losses.__getitem__)
+    assert "(that of step 2 was lower, but its checkpoint was damaged; step" in train._note({**summary, "rows": 30})
+
+
+def test_a_best_model_that_is_lost_in_the_training_stops_it(tmp_path: Path) -> None:
+    for damage in ("cut off", "gone"):
+        weights = tmp_path / damage / "checkpoints/checkpoint-2/model.safetensors"
+
+        def lose(event: Any, weights: Path = weights, damage: str = damage) -> None:
+            if event["step"] == 6 and weights.exists():  # before the end, where it is taken
+                os.truncate(weights, 1000) if damage == "cut off" else weights.unlink()
+
+        with pytest.raises(SeqkdError, match="checkpoint-2, .*best model, is damaged. Run the same command again"):
+            trained(tmp_path / damage, SHORT, log=lose)
+        assert not (tmp_path / damage / "out/model.safetensors").exists()
+        again = trained(tmp_path / damage, SHORT)  # from the start: that of step 4 had made room for that of 6
+        assert (again["resumed_from"], again["best_step"], again["lost_step"]) == (None, 2, None)
+
+
+def test_a_better_model_after_the_lost_one_is_the_best(tmp_path: Path) -> None:
+    def stop(event: Any) -> None:
+        if event["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, STOPPING, log=stop)
+    (tmp_path / "checkpoints/checkpoint-2/model.safetensors").unlink()
+    summary = trained(tmp_path, STOPPING)
+    assert summary["lost_step"] is None and summary["best_step"] > 6
+    assert summary["eval_loss"] == pytest.approx(min(logged(tmp_path, "eval_loss")))
+
+
+def test_a_training_with_early_stopping_can_be_moved(tmp_path: Path) -> None:
+    def stop(event: Any) -> None:
+        if event["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "here", STOPPING, log=stop)
+    (tmp_path / "here").rename(tmp_path / "there")
+    summary = trained(tmp_path / "there", STOPPING)
+    assert (summary["best_step"], summary["lost_step"]) == (2, None)
+    assert summary["eval_loss"] == pytest.approx(min(logged(tmp_path / "there", "eval_loss")))
 
 
 @pytest.mark.parametrize(
