@@ -30,13 +30,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     return best
 
 
-def best_steps(state: Any, args: Any) -> tuple[int, int | None]:
+def best_steps(state: Any, args: Any) -> tuple[int | None, int | None]:
     """Of a training with early stopping, before its last evaluation: the step whose model was the best of those that
-    are left, and the step of a better one whose checkpoint was damaged, None if there was none."""
+    are left, and the step of a better one whose checkpoint was damaged; None where there was none."""
     name = _metric(args)
-    evaluated = [(event[name], event["step"]) for event in state.log_history if name in event]
     sign = -1 if args.greater_is_better else 1
-    best = min(evaluated, key=lambda found: (sign * found[0], found[1]))[1]
+    evaluated = [(sign * event[name], event["step"]) for event in state.log_history if name in event]
+    best = min(evaluated, default=(None, state.best_global_step))[1]
     return state.best_global_step, best if best != state.best_global_step else None
 
 

@@ -149,10 +149,12 @@ def _fast_bf16_cpu() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def write_yaml(config: Train, out: Path, *, seed: int, rows: Path) -> None:
+def write_yaml(config: Train, out: Path, *, seed: int, rows: Path, context: int) -> None:
     """out/trl_sft.yaml: the same fine-tuning for `trl sft --config trl_sft.yaml`, without seqkd. Its paths are relative
     to `out`, the stage's folder, so it is to be started there, and a run can be moved as a whole. `rows`: the training
-    table; a student of random weights lies in out/untrained."""
+    table; a student of random weights lies in out/untrained. `context`: tokens that the student can attend to."""
+    from trl import SFTConfig
+
     here = isinstance(config.student, str) and Path(config.student).is_dir()
     student = str(Path(str(config.student)).resolve()) if here else config.student
     table = Path("..") / rows.parent.name / rows.name
@@ -166,6 +168,8 @@ def write_yaml(config: Train, out: Path, *, seed: int, rows: Path) -> None:
         **for_this_machine(),
         **{name: value for name, value in config.sft.items() if name not in _VALIDATION},
     }
+    # As the stage cuts its rows: TRL's own limit knows nothing of the model.
+    settings["max_length"] = min(settings.get("max_length", SFTConfig.max_length) or context, context)
     if config.chat_template:
         artifacts.write_text(out / "chat_template.jinja", chat_template(config.chat_template))
         settings["chat_template_path"] = "chat_template.jinja"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import flow
 from pipeline.errors import UserError
-from pipeline.recipe import Train
+from pipeline.recipe import Train, load_recipe
 from pipeline.trl_settings import arguments, lora_config, write_yaml
 from stages.test_fit import SFT, run
 
@@ -68,6 +69,7 @@ def test_trl_trains_from_the_yaml_as_it_is(finished_copy: Path) -> None:
     stage = finished_copy / "data/runs/tiny/train"
     settings = yaml.safe_load((stage / "trl_sft.yaml").read_text())
     assert settings["max_steps"] == 100 and settings["datasets"][0]["data_files"] == "../assemble/train.parquet"
+    assert settings["max_length"] == 64  # the student's context, below TRL's default
     # Moved as a whole, it runs where it is.
     (finished_copy / "data/runs/tiny").rename(finished_copy / "moved")
     command = [str(BIN / "trl"), "sft", "--config", "trl_sft.yaml", "--max_steps", "2"]
@@ -78,12 +80,12 @@ def test_trl_trains_from_the_yaml_as_it_is(finished_copy: Path) -> None:
     assert (finished_copy / "moved/trl_sft/model.safetensors").is_file()
 
 
-def read_by_trl(settings: Train, out: Path) -> tuple[Any, Any]:
+def read_by_trl(settings: Train, out: Path, context: int = 2048) -> tuple[Any, Any]:
     """What `trl sft --config trl_sft.yaml` makes of these settings: its SFTConfig and its peft.LoraConfig."""
     from trl import get_peft_config
     from trl.scripts.sft import make_parser
 
-    write_yaml(settings, out, seed=0, rows=out.parent / "assemble" / "train.parquet")
+    write_yaml(settings, out, seed=0, rows=out.parent / "assemble" / "train.parquet", context=context)
     _, args, model, _ = make_parser().parse_args_and_config(["--config", str(out / "trl_sft.yaml")])
     return args, get_peft_config(model)
 
@@ -98,3 +100,23 @@ def test_trl_alone_does_not_ask_for_rows_that_it_does_not_get(tmp_path: Path) ->
     sft = {"eval_strategy": "steps", "eval_steps": 5, "eval_on_start": True, "do_eval": True, "max_steps": 10}
     args, _ = read_by_trl(Train(sft=sft), tmp_path)
     assert args.eval_strategy == "no" and not args.eval_on_start and args.max_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("sft", "context", "limit"),
+    [({}, 64, 64), ({}, 4096, 1024), ({"max_length": 32}, 64, 32), ({"max_length": None}, 64, 64)],
+)
+def test_trl_alone_cuts_rows_where_the_stage_does(tmp_path: Path, sft: Any, context: int, limit: int) -> None:
+    args, _ = read_by_trl(Train(sft=sft), tmp_path, context)
+    assert args.max_length == limit
+
+
+def test_trl_alone_trains_a_student_of_a_small_context_on_long_rows(finished_copy: Path) -> None:
+    student = "{model_type: gpt2, n_positions: 12, n_embd: 16, n_layer: 1, n_head: 1}"
+    changes = [f"train.student={student}", "train.sft.max_steps=4", "train.baselines=[]"]
+    manifest = flow.run_stages(load_recipe(Path("tiny.yaml"), changes), flow.run_folder("tiny"), ["train"], force=True)
+    assert manifest["train"]["counts"]["training"]["student"]["cut"]
+    command = [str(BIN / "trl"), "sft", "--config", "trl_sft.yaml"]
+    stage = finished_copy / "data/runs/tiny/train"
+    done = subprocess.run(command, cwd=stage, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -148,11 +148,12 @@ def fit(
     removed and the one before taken. `log` gets {"step", "steps", ...} after each step, with loss and learning_rate
     when they were logged.
 
-    Returns {"steps", "resumed_from", "train_loss", "eval_loss", "tokens", "dropped", "cut", "parameters", "trainable",
-    "seconds"}; tokens are those that carried loss in one pass over the rows (None for on_policy, where the student
-    writes them), dropped and cut are rows that were too long; with the method logits also soft_tokens, those with a
-    teacher's distribution, and with early stopping best_step, the step whose model was
-    kept, and lost_step, that of a better one whose checkpoint was damaged (None: there was none).
+    Returns {"steps", "resumed_from", "train_loss", "eval_loss", "tokens", "dropped", "cut", "context", "parameters",
+    "trainable", "seconds"}; tokens are those that carried loss in one pass over the rows (None for on_policy, where the
+    student writes them), dropped and cut are rows that were too long, context is how many tokens the student can attend
+    to; with the method logits also soft_tokens, those with a teacher's distribution, and with early stopping best_step,
+    the step whose model was kept, and lost_step, that of a better one whose checkpoint was damaged (None: there was
+    none).
 
     Raises UserError for a wrong setting, for rows that would not teach the student to end its turn and where memory
     runs out, DivergedError if the loss becomes NaN or infinite.
@@ -209,6 +210,7 @@ def fit(
         "eval_loss": eval_loss,
         **counts,
         **best,
+        "context": _context(student, tokenizer),
         "parameters": parameters,
         "trainable": trainable,
         "seconds": round(time.monotonic() - begun, 3),
@@ -687,7 +689,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     untrained = out / "checkpoints" / "student" / "untrained"
     if untrained.is_dir():
         shutil.copytree(untrained, out / "untrained", copy_function=artifacts.link_or_copy)
-    trl_settings.write_yaml(recipe.train, out, seed=student_seed(recipe), rows=inputs["train"])
+    context = summaries["student"]["context"]
+    trl_settings.write_yaml(recipe.train, out, seed=student_seed(recipe), rows=inputs["train"], context=context)
     counts = {"training": summaries, "note": _note(summaries["student"])}
     # What became of the other answers may change while the rows do not: that is for the card that evaluate writes.
     sections = cards.sections_of(recipe, "collect", "train")
@@ -772,8 +775,8 @@ def _note(summary: dict[str, Any]) -> str:
     note = f"student of {summary['parameters']:,} parameters, {summary['steps']:,} steps on {summary['rows']:,} rows"
     if summary["eval_loss"] is not None:
         note += f", validation loss {summary['eval_loss']:.3f}"
-    if "best_step" in summary:
-        lost = summary["lost_step"]
+    if summary.get("best_step"):
+        lost = summary.get("lost_step")
         said = "lowest, at" if lost is None else f"that of step {lost:,} was lower, but its checkpoint was damaged;"
         note += f" ({said} step {summary['best_step']:,})"
     if "soft_tokens" in summary:
