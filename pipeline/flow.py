@@ -41,7 +41,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline import artifacts, paths
-from pipeline.errors import AccountError, BusyError, StaleRunError, StorageError, UserError
+from pipeline.errors import AccountError, BusyError, SeqkdError, StaleRunError, StorageError, UserError
 from pipeline.progress import say
 from pipeline.recipe import Recipe, Section
 from pipeline.records import TABLES, canonical_json
@@ -287,6 +287,8 @@ def storage_errors() -> Iterator[None]:
     """Turn what the operating system says of a full or read-only disk into a sentence for the user."""
     try:
         yield
+    except SeqkdError:  # it has its own sentence, which may quote the system's
+        raise
     except Exception as error:
         number = getattr(error, "errno", None) or _storage_number(str(error))
         if number not in _STORAGE:
@@ -298,7 +300,8 @@ def storage_errors() -> Iterator[None]:
 
 def _storage_number(message: str) -> int | None:
     """The operating system's error number in what a library that wraps it says: safetensors, torch, shutil."""
-    if "PytorchStreamWriter failed writing" in message:
+    # What torch.save says when it cannot write all of its file, and when it cannot close it after that.
+    if "PytorchStreamWriter failed writing" in message or re.search(r"inline_container.*unexpected pos", message):
         return errno.ENOSPC
     found = re.search(r"(?:os error |\[Errno )(\d+)", message)
     return int(found[1]) if found else None
@@ -391,7 +394,6 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _publish(run: Path, stage: str, manifest: Manifest) -> None:
     out = _partial(run, stage)
-    (out / ".fingerprint").unlink()
     artifacts.sync_tree(out)
     # Written under another name and renamed, so that manifest.json is never half there.
     artifacts.write_json(out / "manifest.new", manifest)
@@ -411,6 +413,7 @@ def _finish_publishing(run: Path, stage: str) -> None:
         artifacts.sync_folder(run)
     # Only now: until the stage is published, its checkpoints are what a crash would be mended with.
     shutil.rmtree(final / "checkpoints", ignore_errors=True)
+    (final / ".fingerprint").unlink(missing_ok=True)
     if replaced.exists() and final.exists():
         shutil.rmtree(replaced)
 

@@ -205,11 +205,15 @@ def test_the_errors_of_the_operating_system_that_a_user_can_mend():
         "Error while serializing: I/O error: No space left on device (os error 28)",
         "[('a', 'b', '[Errno 28] No space left on device: b')]",
         "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 3072 vs 2964",
     ):
         with pytest.raises(StorageError, match="the disk is full"), flow.storage_errors():
             raise RuntimeError(wrapped)
     with pytest.raises(RuntimeError, match="a defect"), flow.storage_errors():
         raise RuntimeError("a defect")
+    # A sentence for the user that quotes the system stays as it is.
+    with pytest.raises(UserError, match="template.jinja: cannot be read"), flow.storage_errors():
+        raise UserError("template.jinja: cannot be read ([Errno 13] Permission denied)")
 
 
 def test_ctrl_c_is_130_and_resumable(finished, tiny):

@@ -737,7 +737,9 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
                     )
             if processes.rank() == 0:
                 artifacts.sync_tree(work)  # or a power cut could keep the summary and lose the weights
-                artifacts.write_json(done, {**summary, "rows": len(rows)})
+                # Renamed, for a full disk would leave one that is there and cannot be read.
+                artifacts.write_json(work / "summary.new", {**summary, "rows": len(rows)})
+                (work / "summary.new").rename(done)
             summaries[name] = {**summary, "rows": len(rows)}
         else:
             summaries[name] = json.loads(done.read_text())

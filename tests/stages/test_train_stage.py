@@ -1,5 +1,6 @@
 """The stage train in a whole run: soft targets from what collect stored, the seeds of several students."""
 
+import errno
 import importlib.util
 import json
 import shutil
@@ -11,7 +12,7 @@ import safetensors.torch
 
 from pipeline import artifacts, flow
 from pipeline.checkpoints import last_checkpoint
-from pipeline.errors import UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.recipe import Recipe, Sampling, Teacher, Train, load_recipe
 from pipeline.stages import train
 from pipeline.stages.train import DivergedError
@@ -61,7 +62,7 @@ def test_a_student_is_done_only_when_it_is_on_the_disk(finished_copy: Path, monk
         real_sync(path)
 
     def write_json(path: Path, value: Any) -> None:
-        if path.name == "summary.json":
+        if path.name == "summary.new":
             assert path.parent / "model" / "model.safetensors" in synced
         real_write(path, value)
 
@@ -69,6 +70,36 @@ def test_a_student_is_done_only_when_it_is_on_the_disk(finished_copy: Path, monk
     monkeypatch.setattr(artifacts, "write_json", write_json)
     train.run(recipe(), inputs(finished_copy), out)
     assert (out / "checkpoints/student/summary.json").is_file()
+
+
+@pytest.mark.parametrize("file", ["summary", "manifest"])
+def test_a_trained_student_is_not_trained_again(
+    finished_copy: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """A full disk or a kill while what says that it is done is written."""
+    run, wanted = flow.run_folder("tiny"), recipe("train.seed=3")
+    real = artifacts.write_json
+
+    def full(path: Path, value: Any) -> None:
+        if path.name.startswith(file):
+            path.write_text('{"steps"')
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, value)
+
+    monkeypatch.setattr(artifacts, "write_json", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        flow.run_stages(wanted, run, ["train"], force=True)
+    monkeypatch.setattr(artifacts, "write_json", real)
+    trained = run / ".train.partial/checkpoints/student/model/model.safetensors"
+    before = trained.stat().st_mtime_ns
+    monkeypatch.setattr(flow, "_publish", lambda *args: None)  # which removes it
+    flow.run_stages(wanted, run, ["train"], force=True)
+    assert (trained.stat().st_mtime_ns == before) == (file == "manifest")
+    monkeypatch.undo()
+    monkeypatch.chdir(finished_copy)
+    flow.run_stages(wanted, run, ["train"], force=True)
+    assert {path.name for path in run.iterdir() if path.name.startswith(".")} == {".lock"}
+    assert not [path for path in (run / "train").iterdir() if path.name.startswith(".")]
 
 
 def test_a_student_in_the_home_folder(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
