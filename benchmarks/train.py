@@ -31,7 +31,7 @@ from trl import SFTConfig, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline import trl_settings
+from pipeline import training, trl_settings
 from pipeline.facts import Fact
 from pipeline.recipe import Embedded, Train
 from pipeline.stages import train
@@ -139,7 +139,7 @@ def main() -> None:
         variants["fit, LoRA"] = (by_fit, cheaper, Train(**lora))
         if importlib.util.find_spec("bitsandbytes"):
             variants["fit, QLoRA"] = (by_fit, cheaper, Train(**lora, quantize="4bit"))
-    train._quiet_libraries()
+    training.quiet_libraries()
     cuda = torch.cuda.is_available()
     used: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for turn in range(given.rounds + 1):

@@ -9,7 +9,8 @@ import pytest
 from pipeline import checkpoints
 from pipeline.checkpoints import last_checkpoint
 from pipeline.recipe import Train
-from pipeline.stages.train import DivergedError, fit
+from pipeline.stages.train import fit
+from pipeline.training import DivergedError
 from stages.test_fit import ROWS, SFT, run, student, weights
 
 

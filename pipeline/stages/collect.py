@@ -100,8 +100,8 @@ def local_teacher_folder(recipe: Recipe, teacher: Teacher) -> str:
     teacher is trained now if it is not in the cache."""
     if not teacher.embedded:
         return teacher.model
-    from pipeline.stages.train import training_progress
     from pipeline.teachers.embedded import embedded_teacher
+    from pipeline.training import training_progress
 
     facts = read_facts(paths.domain_data_folder(recipe.domain) / "facts", teacher.embedded.relations)
     settings = teacher.embedded

@@ -1,38 +1,28 @@
 """train: fine-tune the student on the kept answers with one of TRL's trainers.
 
-A method is a function that makes a trainer from a `Job` (student, teacher, rows, settings): see METHODS. Everything
-else, from checkpoints to the saved folder, is the same for all of them and is in `fit`. docs/train.md says which method
-is for what.
+A method is a function that makes a trainer from a `Job` (student, teacher, rows, settings): see METHODS, and
+docs/train.md for which is for what. Everything else is the same for all of them: what makes a training safe and
+recorded, from checkpoints to the saved folder, is in pipeline/training.py.
 
 `accelerate launch -m pipeline.stages.train RECIPE --run NAME` trains with several processes: see pipeline/processes.py.
 """
 
 import json
-import logging
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import artifacts, cards, processes, soft_targets, trl_settings
-from pipeline.checkpoints import best_steps, check_best, last_checkpoint, saving
-from pipeline.errors import SeqkdError, UserError
-from pipeline.progress import progress
+from pipeline import artifacts, cards, processes, soft_targets, training, trl_settings
+from pipeline.errors import UserError
 from pipeline.recipe import Recipe, Train
 from pipeline.records import Message
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
 from pipeline.tokens import IGNORED, Tokens, chat_template, tokenize
-
-Log = Callable[[Mapping[str, Any]], None]
-
-
-class DivergedError(SeqkdError):
-    """The loss is not a finite number any more."""
 
 
 class Job(NamedTuple):
@@ -125,200 +115,47 @@ METHODS = {"sft": sft, "logits": logits, "on_policy": on_policy}
 """Method -> the function that makes its trainer. Another method is another function."""
 
 
-def fit(
-    student: Any,
-    tokenizer: Any,
-    train_rows: Sequence[Mapping[str, Any]],
-    validation_rows: Sequence[Mapping[str, Any]],
-    config: Train,
-    out: Path,
-    *,
-    teacher: Loaded | None = None,
-    system: Sequence[Message] = (),
-    seed: int = 0,
-    log: Log = lambda event: None,
-    checkpoints: Path,
-) -> dict[str, Any]:
-    """Train `student` (a transformers model, changed in place) on rows {"prompt": messages, "completion": messages}.
+def _trainer(args: Any) -> Any:
+    """SFTTrainer, with a cheaper loss where TRL's is slow.
 
-    `config` is the recipe's section; its `sft` or `on_policy` goes to TRL over defaults for this hardware. `teacher`
-    and the `system` message it was asked with: for the methods that need its probabilities. Writes `out`/ as a plain
-    model folder (safetensors, the tokenizer, LoRA merged) and `out`/metrics.jsonl with a JSON line for each log event.
-    Resumes from the newest whole checkpoint in `checkpoints`, which must belong to this very training; a damaged one is
-    removed and the one before taken. `log` gets {"step", "steps", ...} after each step, with loss and learning_rate
-    when they were logged.
-
-    Returns {"steps", "resumed_from", "train_loss", "eval_loss", "tokens", "dropped", "cut", "context", "parameters",
-    "trainable", "seconds"}; tokens are those that carried loss in one pass over the rows (None for on_policy, where the
-    student writes them), dropped and cut are rows that were too long, context is how many tokens the student can attend
-    to; with the method logits also soft_tokens, those with a teacher's distribution, and with early stopping best_step,
-    the step whose model was kept, and lost_step, that of a better one whose checkpoint was damaged (None: there was
-    none).
-
-    Raises UserError for a wrong setting, for rows that would not teach the student to end its turn and where memory
-    runs out, DivergedError if the loss becomes NaN or infinite.
+    Without Triton (on a CPU), TRL 1.16 scores every position against the whole vocabulary, the prompts' too. Short
+    answers after long questions then spend most of the time on positions that carry no loss. This asks the model for
+    the logits of the columns that do.
     """
-    begun = time.monotonic()
-    _quiet_libraries()
-    from safetensors import SafetensorError
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from trl import SFTTrainer
 
-    validated = bool(validation_rows)
-    args = trl_settings.arguments(config, seed=seed, checkpoints=checkpoints, validated=validated)
-    job = Job(student, tokenizer, train_rows, validation_rows, config, args, teacher, system)
+    if not args.use_cpu or args.loss_type != "nll" or args.label_smoothing_factor or not args.completion_only_loss:
+        return SFTTrainer
 
-    def diverged(step: int) -> DivergedError:
-        return _diverged(step, trl_settings.section(config), last_checkpoint(checkpoints))
+    class CompletionTrainer(SFTTrainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            if return_outputs or self.aux_loss_enabled or "position_ids" in inputs:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            labels = inputs["labels"][:, 1:]
+            columns = (labels != IGNORED).any(0).nonzero().squeeze(1)
+            logits = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+                logits_to_keep=columns,  # (columns,) of the unshifted sequence: each predicts the next token
+            ).logits
+            mask = labels[:, columns] != IGNORED
+            chosen, targets = logits[mask].float(), labels[:, columns][mask]  # (tokens, vocabulary), (tokens,)
+            mode = "train" if model.training else "eval"
+            accuracy = (chosen.detach().argmax(-1) == targets).float().mean().item()
+            self._metrics[mode]["mean_token_accuracy"].append(accuracy)
+            loss = nn.functional.cross_entropy(chosen, targets, reduction="sum")
+            if num_items_in_batch is None:
+                return loss / len(targets)
+            # The count is that of all processes, and DDP divides by their number.
+            across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            return loss * across / num_items_in_batch
 
-    parameters = student.num_parameters()  # not the sum over tensors: two weights of 4 bits are one number there
-    with _memory_errors():
-        trainer, counts = METHODS[config.method](job)
-        if trainer.is_deepspeed_enabled:  # or ZeRO-3 refuses to say its weights, when all the work is done
-            zero = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config.setdefault("zero_optimization", {})
-            zero["stage3_gather_16bit_weights_on_model_save"] = True
-        # Without tqdm the Trainer prints its logs; `log` is the only voice here.
-        trainer.remove_callback(PrinterCallback)
-        if config.early_stopping:
-            stopping = config.early_stopping
-            trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
-        by_time = "save_strategy" not in getattr(config, trl_settings.section(config)) and not config.early_stopping
-        # In this order: what is not finite ends the training before it is sealed as a checkpoint.
-        trainer.add_callback(_watch(log, out / "metrics.jsonl", trainer.accelerator.is_main_process, diverged))
-        trainer.add_callback(saving(by_time, trainer.accelerator))
-        with trainer.accelerator.main_process_first():
-            resume = last_checkpoint(checkpoints)
-            out.mkdir(parents=True, exist_ok=True)
-            checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
-            result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        except SafetensorError:
-            check_best(trainer.state)
-            raise
-        best = {}
-        if config.early_stopping:
-            check_best(trainer.state)
-            best = dict(zip(("best_step", "lost_step"), best_steps(trainer.state, args), strict=True))
-        if not _finite(trainer.model):
-            raise diverged(trainer.state.global_step)
-        eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset else None
-        trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-        _save(trainer, job, out)
-    return {
-        "steps": trainer.state.global_step,
-        "resumed_from": int(resume.name.split("-")[1]) if resume else None,
-        "train_loss": _last(trainer.state.log_history, "loss", result.training_loss),
-        "eval_loss": eval_loss,
-        **counts,
-        **best,
-        "context": _context(student, tokenizer),
-        "parameters": parameters,
-        "trainable": trainable,
-        "seconds": round(time.monotonic() - begun, 3),
-    }
+    from torch import nn
 
-
-def _save(trainer: Any, job: Job, out: Path) -> None:
-    """The trained student as a plain folder: safetensors, LoRA merged, the tokenizer with its chat template."""
-    accelerator, model = trainer.accelerator, trainer.model
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # every process has a part of it
-    if not accelerator.is_main_process:
-        return
-    if job.config.quantize:
-        model = _merged_at_full_precision(model, job, out.parent / "adapter")
-    elif job.config.lora is not None:
-        model = (_whole(model, job, state) if state else model).merge_and_unload()
-        state = None
-    elif state:
-        state = {name: weight for name, weight in state.items() if name not in model.all_tied_weights_keys}
-    model.generation_config.do_sample = False
-    model.save_pretrained(out, safe_serialization=True, **({"state_dict": state} if state else {}))
-    job.tokenizer.save_pretrained(out)
-
-
-def _whole(model: Any, job: Job, state: Mapping[str, Any]) -> Any:
-    """A LoRA model with the gathered weights `state`: the trained one has a part of each, which cannot be merged."""
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()  # ZeRO-3 would shard this model too, among processes that do not make it
-    base = AutoModelForCausalLM.from_config(job.student.config, trust_remote_code=job.config.trust_remote_code)
-    whole = get_peft_model(base, model.peft_config[model.active_adapter])
-    whole.load_state_dict(state)
-    return whole
-
-
-def _merged_at_full_precision(model: Any, job: Job, adapter: Path) -> Any:
-    """A LoRA that was trained on 4-bit weights, merged into the weights they were made from: merging into the 4-bit
-    ones would round a second time, and leave a folder that needs bitsandbytes."""
-    from peft import PeftModel
-
-    model.save_pretrained(adapter)
-    trust = job.config.trust_remote_code
-    base = local.load(str(job.config.student), dtype="bfloat16", device="cpu", chat=False, trust_remote_code=trust)
-    merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
-    shutil.rmtree(adapter)
-    return merged
-
-
-def load_student(
-    student: str | Mapping[str, Any],
-    tokenizer_folder: Path | None,
-    seed: int,
-    *,
-    template: str | None = None,
-    trust_remote_code: bool = False,
-    quantize: str | None = None,
-) -> tuple[Any, Any]:
-    """The model and tokenizer of `train.student`: a folder or hub id, or a mapping of a transformers config
-    (model_type, hidden_size, ...) for a randomly initialised student that shares the teacher's tokenizer.
-
-    template: train.chat_template; quantize: 4bit, on the GPU if there is one. Raises UserError if they cannot be had.
-    """
-    from pipeline.teachers.embedded import random_student
-
-    if isinstance(student, str):
-        loaded = local.load(
-            student,
-            dtype="float32",  # bf16 is autocast
-            device="cpu",  # the Trainer moves it
-            chat=False,
-            trust_remote_code=trust_remote_code,
-            quantization=_four_bits() if quantize else None,
-        )
-        model, tokenizer = loaded.model, loaded.tokenizer
-    elif tokenizer_folder is None:
-        raise UserError("train.student is a model configuration: it needs the tokenizer of a `local` teacher.")
-    else:
-        model, tokenizer = random_student(student, tokenizer_folder, seed)
-    if template:
-        tokenizer.chat_template = chat_template(template)
-    elif not tokenizer.chat_template:
-        raise UserError(
-            f"train.student: {student if isinstance(student, str) else tokenizer_folder}: its tokenizer has no chat "
-            "template, so it is a base model. Set train.chat_template to a file with one, or to `plain`; it is saved "
-            "with the student."
-        )
-    return model, tokenizer
-
-
-def _four_bits() -> Any:
-    import importlib.util
-
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if torch.backends.mps.is_available():
-        raise UserError("train.quantize: 4bit is for NVIDIA GPUs and CPUs. Remove it; lora goes without.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("train.quantize: 4bit needs bitsandbytes: pip install 'seqkd[qlora]'")
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
+    return CompletionTrainer
 
 
 def _made(trainer: Any, job: Job, **data: Any) -> Any:
@@ -409,164 +246,127 @@ def _context(model: Any, tokenizer: Any) -> int:
     return local.context_length(Loaded(model, tokenizer, "student"))
 
 
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Say which settings help when memory runs out."""
-    import torch
+def fit(
+    student: Any,
+    tokenizer: Any,
+    train_rows: Sequence[Mapping[str, Any]],
+    validation_rows: Sequence[Mapping[str, Any]],
+    config: Train,
+    out: Path,
+    *,
+    teacher: Loaded | None = None,
+    system: Sequence[Message] = (),
+    seed: int = 0,
+    log: training.Log = lambda event: None,
+    checkpoints: Path,
+) -> dict[str, Any]:
+    """Train `student` (a transformers model, changed in place) on rows {"prompt": messages, "completion": messages}.
 
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        known = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory", "out of memory")
-        ours = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in known)
-        if not ours:
-            raise
-        raise UserError(
-            "the training ran out of memory. Three settings help, the first without changing the result: a smaller "
-            "train.sft.per_device_train_batch_size with as many times more gradient_accumulation_steps; "
-            "gradient_checkpointing: true, or train.lora; a smaller train.sft.max_length. "
-            f"({text.splitlines()[0] if text else 'no further word'})"
-        ) from error
+    `config` is the recipe's section; its `sft` or `on_policy` goes to TRL over defaults for this hardware. `teacher`
+    and the `system` message it was asked with: for the methods that need its probabilities. Writes `out`/ as a plain
+    model folder (safetensors, the tokenizer, LoRA merged) and `out`/metrics.jsonl with a JSON line for each log event.
+    Resumes from the newest whole checkpoint in `checkpoints`, which must belong to this very training; a damaged one is
+    removed and the one before taken. `log` gets {"step", "steps", ...} after each step, with loss and learning_rate
+    when they were logged.
 
+    Returns {"steps", "resumed_from", "train_loss", "eval_loss", "tokens", "dropped", "cut", "context", "parameters",
+    "trainable", "seconds"}; tokens are those that carried loss in one pass over the rows (None for on_policy, where the
+    student writes them), dropped and cut are rows that were too long, context is how many tokens the student can attend
+    to; with the method logits also soft_tokens, those with a teacher's distribution, and with early stopping best_step,
+    the step whose model was kept, and lost_step, that of a better one whose checkpoint was damaged (None: there was
+    none).
 
-def _trainer(args: Any) -> Any:
-    """SFTTrainer, with a cheaper loss where TRL's is slow.
-
-    Without Triton (on a CPU), TRL 1.16 scores every position against the whole vocabulary, the prompts' too. Short
-    answers after long questions then spend most of the time on positions that carry no loss. This asks the model for
-    the logits of the columns that do.
+    Raises UserError for a wrong setting, for rows that would not teach the student to end its turn and where memory
+    runs out, DivergedError if the loss becomes NaN or infinite.
     """
-    from trl import SFTTrainer
-
-    if not args.use_cpu or args.loss_type != "nll" or args.label_smoothing_factor or not args.completion_only_loss:
-        return SFTTrainer
-
-    class CompletionTrainer(SFTTrainer):
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            if return_outputs or self.aux_loss_enabled or "position_ids" in inputs:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            labels = inputs["labels"][:, 1:]
-            columns = (labels != IGNORED).any(0).nonzero().squeeze(1)
-            logits = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-                logits_to_keep=columns,  # (columns,) of the unshifted sequence: each predicts the next token
-            ).logits
-            mask = labels[:, columns] != IGNORED
-            chosen, targets = logits[mask].float(), labels[:, columns][mask]  # (tokens, vocabulary), (tokens,)
-            mode = "train" if model.training else "eval"
-            accuracy = (chosen.detach().argmax(-1) == targets).float().mean().item()
-            self._metrics[mode]["mean_token_accuracy"].append(accuracy)
-            loss = nn.functional.cross_entropy(chosen, targets, reduction="sum")
-            if num_items_in_batch is None:
-                return loss / len(targets)
-            # The count is that of all processes, and DDP divides by their number.
-            across = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            return loss * across / num_items_in_batch
-
-    from torch import nn
-
-    return CompletionTrainer
+    begun = time.monotonic()
+    training.quiet_libraries()
+    args = trl_settings.arguments(config, seed=seed, checkpoints=checkpoints, validated=bool(validation_rows))
+    job = Job(student, tokenizer, train_rows, validation_rows, config, args, teacher, system)
+    parameters = student.num_parameters()  # not the sum over tensors: two weights of 4 bits are one number there
+    with training.memory_errors():
+        trainer, counts = METHODS[config.method](job)
+        trained = training.run(trainer, config, out, checkpoints, log)
+        training.save(trainer, student, tokenizer, config, out)
+    return {
+        **trained,
+        **counts,
+        "context": _context(student, tokenizer),
+        "parameters": parameters,
+        "seconds": round(time.monotonic() - begun, 3),
+    }
 
 
-def _watch(log: Log, metrics: Path, first: bool, diverged: Callable[[int], DivergedError]) -> Any:
-    """The Trainer's callback: progress, metrics.jsonl (only the first of several processes writes it), an end when the
-    loss or the weights to be saved are not finite."""
-    from transformers import TrainerCallback
+def load_student(
+    student: str | Mapping[str, Any],
+    tokenizer_folder: Path | None,
+    seed: int,
+    *,
+    template: str | None = None,
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
+) -> tuple[Any, Any]:
+    """The model and tokenizer of `train.student`: a folder or hub id, or a mapping of a transformers config
+    (model_type, hidden_size, ...) for a randomly initialised student that shares the teacher's tokenizer.
 
-    def write(history: Iterable[Mapping[str, Any]], mode: str) -> None:
-        if not first:
-            return
-        with metrics.open(mode) as file:
-            file.writelines(json.dumps(_metrics(event), sort_keys=True) + "\n" for event in history)
+    template: train.chat_template; quantize: 4bit, on the GPU if there is one. Raises UserError if they cannot be had.
+    """
+    from pipeline.teachers.embedded import random_student
 
-    class Watch(TrainerCallback):
-        """Methods are the Trainer's hooks; see transformers.TrainerCallback."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            write(state.log_history, "w")  # after a resume: what was logged up to the checkpoint
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            log({"step": state.global_step, "steps": state.max_steps})
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            event = dict(logs or {})
-            write([{**event, "step": state.global_step}], "a")
-            if any(not math.isfinite(event[key]) for key in ("loss", "grad_norm", "eval_loss") if key in event):
-                raise diverged(state.global_step)
-            if "loss" in event or "eval_loss" in event:
-                log({"step": state.global_step, "steps": state.max_steps, **_metrics(event)})
-
-        def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            # The last step may have had a finite loss and yet a gradient that was not.
-            if not _finite(model):
-                raise diverged(state.global_step)
-
-    return Watch()
+    if isinstance(student, str):
+        loaded = local.load(
+            student,
+            dtype="float32",  # bf16 is autocast
+            device="cpu",  # the Trainer moves it
+            chat=False,
+            trust_remote_code=trust_remote_code,
+            quantization=_four_bits() if quantize else None,
+        )
+        model, tokenizer = loaded.model, loaded.tokenizer
+    elif tokenizer_folder is None:
+        raise UserError("train.student is a model configuration: it needs the tokenizer of a `local` teacher.")
+    else:
+        model, tokenizer = random_student(student, tokenizer_folder, seed)
+    if template:
+        tokenizer.chat_template = chat_template(template)
+    elif not tokenizer.chat_template:
+        raise UserError(
+            f"train.student: {student if isinstance(student, str) else tokenizer_folder}: its tokenizer has no chat "
+            "template, so it is a base model. Set train.chat_template to a file with one, or to `plain`; it is saved "
+            "with the student."
+        )
+    return model, tokenizer
 
 
-def _finite(model: Any) -> bool:
-    """Whether all weights are finite numbers."""
+def _four_bits() -> Any:
+    import importlib.util
+
     import torch
+    from transformers import BitsAndBytesConfig
 
-    return all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
-
-
-def _metrics(event: Mapping[str, Any]) -> dict[str, Any]:
-    # num_tokens starts again at zero after a resume (TRL 1.16), so it would say something false.
-    return {key: value for key, value in event.items() if key not in ("num_tokens", "eval_num_tokens")}
-
-
-def _diverged(step: int, section: str, checkpoint: Path | None) -> DivergedError:
-    """What happened, and what helps. `section`: that of TRL's settings; `checkpoint`: the last good one."""
-    kept = f" from its last good checkpoint ({checkpoint}) on" if checkpoint else ""
-    return DivergedError(
-        f"training diverged: the loss is not finite any more at step {step}. With the same settings it would diverge "
-        f"again{kept}. Lower train.{section}.learning_rate or max_grad_norm, or raise warmup_steps, and run the same "
-        "command again: with other settings the training begins anew."
+    if torch.backends.mps.is_available():
+        raise UserError("train.quantize: 4bit is for NVIDIA GPUs and CPUs. Remove it; lora goes without.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("train.quantize: 4bit needs bitsandbytes: pip install 'seqkd[qlora]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
 
 
-def _last(history: Iterable[Mapping[str, Any]], key: str, otherwise: Any) -> Any:
-    return next((event[key] for event in reversed(list(history)) if key in event), otherwise)
-
-
-def _quiet_libraries() -> None:
-    """No progress bars of their own, no warnings about versions, no telemetry."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
-VERSION = 3
-SECTIONS = ("train",)
-READS = {"train": "assemble", "validation": "assemble", "random_subset": "assemble"}
-
-
-def sources(recipe: Recipe) -> dict[str, Path]:
-    """The student's folder, the teacher's and the chat template's file, where they are such. The embedded teacher is
-    none: it is determined by what determines its answers, and those are read."""
+def open_student(recipe: Recipe, *, quantize: str | None = None) -> tuple[Any, Any]:
+    """The student of a recipe as it is before training: model and tokenizer. `quantize`: as of `load_student`."""
     config = recipe.train
-    found = {"student": Path(config.student)} if isinstance(config.student, str) else {}
-    if config.chat_template not in (None, "plain"):
-        found["chat_template"] = Path(str(config.chat_template))
-    if needs_teacher(config):
-        place = config.teacher or next(
-            (teacher.model for teacher in recipe.collect.teachers if teacher.provider == "local"), ""
-        )
-        found["teacher"] = Path(place)
-    return {name: path for name, path in found.items() if path.is_dir() or name == "chat_template"}
+    return load_student(
+        config.student,
+        tokenizer_folder(recipe),
+        student_seed(recipe),
+        template=config.chat_template,
+        trust_remote_code=config.trust_remote_code,
+        quantize=quantize,
+    )
 
 
 def tokenizer_folder(recipe: Recipe) -> Path | None:
@@ -584,19 +384,6 @@ def tokenizer_folder(recipe: Recipe) -> Path | None:
 def student_seed(recipe: Recipe) -> int:
     """The seed of the students' random weights and of their training: train.seed, or the recipe's."""
     return recipe.seed if recipe.train.seed is None else recipe.train.seed
-
-
-def open_student(recipe: Recipe, *, quantize: str | None = None) -> tuple[Any, Any]:
-    """The student of a recipe as it is before training: model and tokenizer. `quantize`: as of `load_student`."""
-    config = recipe.train
-    return load_student(
-        config.student,
-        tokenizer_folder(recipe),
-        student_seed(recipe),
-        template=config.chat_template,
-        trust_remote_code=config.trust_remote_code,
-        quantize=quantize,
-    )
 
 
 def needs_teacher(config: Train) -> bool:
@@ -647,23 +434,24 @@ def open_teacher(recipe: Recipe, tokenizer: Any) -> Loaded | None:
     return None
 
 
-@contextmanager
-def training_progress(label: str) -> Iterator[Log]:
-    """A `log` for `fit` that shows a progress bar."""
-    with ExitStack() as stack:
-        advance: Callable[[int], None] | None = None
-        shown = 0
+VERSION = 3
+SECTIONS = ("train",)
+READS = {"train": "assemble", "validation": "assemble", "random_subset": "assemble"}
 
-        def log(event: Mapping[str, Any]) -> None:
-            nonlocal advance, shown
-            if "steps" not in event:
-                return
-            if advance is None:
-                advance = stack.enter_context(progress(label, event["steps"], "steps"))
-            advance(event["step"] - shown)
-            shown = event["step"]
 
-        yield log
+def sources(recipe: Recipe) -> dict[str, Path]:
+    """The student's folder, the teacher's and the chat template's file, where they are such. The embedded teacher is
+    none: it is determined by what determines its answers, and those are read."""
+    config = recipe.train
+    found = {"student": Path(config.student)} if isinstance(config.student, str) else {}
+    if config.chat_template not in (None, "plain"):
+        found["chat_template"] = Path(str(config.chat_template))
+    if needs_teacher(config):
+        place = config.teacher or next(
+            (teacher.model for teacher in recipe.collect.teachers if teacher.provider == "local"), ""
+        )
+        found["teacher"] = Path(place)
+    return {name: path for name, path in found.items() if path.is_dir() or name == "chat_template"}
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
@@ -704,7 +492,7 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
     interrupted. Returns what `fit` says of each, and the number of its rows."""
     from pipeline.stages.collect import system_message
 
-    _quiet_libraries()
+    training.quiet_libraries()
     config, seed = recipe.train, student_seed(recipe)
     data = {"student": inputs["train"]} | {name: inputs[name] for name in config.baselines}
     system = system_message(recipe)
@@ -714,35 +502,37 @@ def train_all(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, A
     for name, table in data.items():
         work = out / "checkpoints" / name
         done = work / "summary.json"
-        if not done.is_file():
-            rows = _read(table)
-            model, tokenizer = open_student(recipe, quantize=config.quantize)
-            if name == "student" and not isinstance(config.student, str) and processes.rank() == 0:
-                model.save_pretrained(work / "untrained")  # what trl_sft.yaml begins with
-                tokenizer.save_pretrained(work / "untrained")
-            with training_progress(f"train {name}") if processes.rank() == 0 else nullcontext(_silent) as log:
-                with _tensorboard(out.parent / "tensorboard" / name):
-                    summary = fit(
-                        model,
-                        tokenizer,
-                        rows,
-                        validation,
-                        config,
-                        work / "model",
-                        teacher=open_teacher(recipe, tokenizer),
-                        system=first,
-                        seed=seed,
-                        log=log,
-                        checkpoints=work / "steps",
-                    )
-            if processes.rank() == 0:
-                artifacts.sync_tree(work)  # or a power cut could keep the summary and lose the weights
-                # Renamed, for a full disk would leave one that is there and cannot be read.
-                artifacts.write_json(work / "summary.new", {**summary, "rows": len(rows)})
-                (work / "summary.new").rename(done)
-            summaries[name] = {**summary, "rows": len(rows)}
-        else:
+        if done.is_file():
             summaries[name] = json.loads(done.read_text())
+            continue
+        rows = _read(table)
+        model, tokenizer = open_student(recipe, quantize=config.quantize)
+        if name == "student" and not isinstance(config.student, str) and processes.rank() == 0:
+            model.save_pretrained(work / "untrained")  # what trl_sft.yaml begins with
+            tokenizer.save_pretrained(work / "untrained")
+        shown = (
+            training.training_progress(f"train {name}") if processes.rank() == 0 else nullcontext(lambda event: None)
+        )
+        with shown as log, training.tensorboard_files(out.parent / "tensorboard" / name):
+            summary = fit(
+                model,
+                tokenizer,
+                rows,
+                validation,
+                config,
+                work / "model",
+                teacher=open_teacher(recipe, tokenizer),
+                system=first,
+                seed=seed,
+                log=log,
+                checkpoints=work / "steps",
+            )
+        summaries[name] = {**summary, "rows": len(rows)}
+        if processes.rank() == 0:
+            artifacts.sync_tree(work)  # or a power cut could keep the summary and lose the weights
+            # Renamed, for a full disk would leave one that is there and cannot be read.
+            artifacts.write_json(work / "summary.new", summaries[name])
+            (work / "summary.new").rename(done)
     return summaries
 
 
@@ -752,25 +542,6 @@ def _read(table: Path) -> list[dict[str, Any]]:
 
     names = [name for name in ("id", "prompt", "completion", "logprobs") if name in pq.read_schema(table).names]
     return list(artifacts.read_rows(table, names))
-
-
-def _silent(event: Mapping[str, Any]) -> None:
-    pass
-
-
-@contextmanager
-def _tensorboard(folder: Path) -> Iterator[None]:
-    """Where TensorBoard's files go with report_to: tensorboard, unless the environment says otherwise: beside the
-    stages, for the Trainer would put them among the checkpoints, which are removed."""
-    name = "TENSORBOARD_LOGGING_DIR"
-    given = name in os.environ
-    if not given:
-        os.environ[name] = str(folder)
-    try:
-        yield
-    finally:
-        if not given:
-            del os.environ[name]
 
 
 def _note(summary: dict[str, Any]) -> str:

@@ -14,8 +14,9 @@ from pipeline.checkpoints import last_checkpoint
 from pipeline.errors import SeqkdError, UserError
 from pipeline.recipe import Train
 from pipeline.stages import train
-from pipeline.stages.train import DivergedError, fit
+from pipeline.stages.train import fit
 from pipeline.tokens import tokenize
+from pipeline.training import DivergedError
 
 MODEL = {
     "model_type": "llama",

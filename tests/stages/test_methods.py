@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import checkpoints
+from pipeline import checkpoints, training
 from pipeline.errors import SeqkdError, UserError
 from pipeline.recipe import Train
 from pipeline.stages import train
@@ -368,7 +368,7 @@ def test_a_training_with_early_stopping_can_be_moved(tmp_path: Path) -> None:
 def test_out_of_memory_names_three_settings(error: Any) -> None:
     import torch
 
-    with pytest.raises(UserError) as caught, train._memory_errors():
+    with pytest.raises(UserError) as caught, training.memory_errors():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB") if error == "CUDA" else error
     for setting in (
         "per_device_train_batch_size",
@@ -377,14 +377,14 @@ def test_out_of_memory_names_three_settings(error: Any) -> None:
         "max_length",
     ):
         assert setting in str(caught.value)
-    with pytest.raises(RuntimeError, match="shapes"), train._memory_errors():
+    with pytest.raises(RuntimeError, match="shapes"), training.memory_errors():
         raise RuntimeError("shapes cannot be multiplied")
 
 
 def test_memory_that_really_runs_out(tmp_path: Path) -> None:
     import torch
 
-    with pytest.raises(UserError, match="ran out of memory.*can't allocate"), train._memory_errors():
+    with pytest.raises(UserError, match="ran out of memory.*can't allocate"), training.memory_errors():
         torch.empty(2**50)
 
 

@@ -15,8 +15,8 @@ from pipeline.checkpoints import last_checkpoint
 from pipeline.errors import StorageError, UserError
 from pipeline.recipe import Recipe, Sampling, Teacher, Train, load_recipe
 from pipeline.stages import train
-from pipeline.stages.train import DivergedError
 from pipeline.teachers import openai, vllm
+from pipeline.training import DivergedError
 
 
 def recipe(*overrides: str) -> Recipe:
