@@ -22,7 +22,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     count when the Trainer drops old ones nor are mistaken for a good one."""
     best: Path | None = None
     found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    for path in sorted(found, key=_step, reverse=True):
         if not _is_whole(path):
             shutil.rmtree(path, ignore_errors=True)
         elif best is None:
@@ -30,26 +30,33 @@ def last_checkpoint(folder: Path) -> Path | None:
     return best
 
 
-def best_steps(state: Any, args: Any) -> tuple[int | None, int | None]:
-    """Of a training with early stopping, before its last evaluation: the step whose model was the best of those that
-    are left, and the step of a better one whose checkpoint was damaged; None where there was none."""
+def best_steps(state: Any, args: Any) -> tuple[int, int | None]:
+    """Of a training with early stopping, before its last evaluation: the step whose model it ends with, and the step of
+    a better one of which there is no whole checkpoint, None if there was none."""
+    # Without a checkpoint of the best one the Trainer ends with the last.
+    kept = _step(Path(state.best_model_checkpoint)) if state.best_model_checkpoint else state.global_step
     name = _metric(args)
     sign = -1 if args.greater_is_better else 1
-    evaluated = [(sign * event[name], event["step"]) for event in state.log_history if name in event]
-    best = min(evaluated, default=(None, state.best_global_step))[1]
-    return state.best_global_step, best if best != state.best_global_step else None
+    # One at step 0 (eval_on_start) does not count: it is of no model that was trained.
+    evaluated = [(sign * event[name], event["step"]) for event in state.log_history if name in event and event["step"]]
+    best = min(evaluated, default=(0, kept))[1]
+    return kept, best if best != kept else None
 
 
 def check_best(state: Any) -> None:
     """Raise SeqkdError if the best checkpoint, from which a training with early stopping takes its model in the end,
     was damaged since it was sealed. (The Trainer would go on with the last model, as if it were the best.)"""
-    best = state.best_model_checkpoint
+    best = Path(state.best_model_checkpoint) if state.best_model_checkpoint else None
     # The last one is never sealed.
-    if best and state.best_global_step != state.global_step and not _is_whole(Path(best)):
+    if best and _step(best) != state.global_step and not _is_whole(best):
         raise SeqkdError(
             f"{best}, the checkpoint of the best model, is damaged. Run the same command again: the training goes on "
             "from a whole one, or begins anew if there is none."
         )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def _metric(args: Any) -> str:
@@ -71,13 +78,15 @@ def saving(by_time: bool, accelerator: Any) -> Any:
             if not args.load_best_model_at_end or not state.best_global_step:
                 return
             folder = Path(args.output_dir)  # not the one that the state names: a run may have been moved
-            if not (folder / f"checkpoint-{state.best_global_step}").is_dir():
+            best = Path(state.best_model_checkpoint or f"checkpoint-{state.best_global_step}").name
+            if not (folder / best).is_dir():
                 # It was damaged, and last_checkpoint has removed it. The best that is left is the one that this
                 # training resumes from; the Trainer would keep the number of the one that is gone.
                 name = _metric(args)
                 state.best_metric = next(event[name] for event in reversed(state.log_history) if name in event)
                 state.best_global_step = state.global_step
-            state.best_model_checkpoint = str(folder / f"checkpoint-{state.best_global_step}")
+                best = f"checkpoint-{state.global_step}"
+            state.best_model_checkpoint = str(folder / best)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             nonlocal saved

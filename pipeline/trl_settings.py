@@ -95,9 +95,12 @@ def arguments(config: Train, *, seed: int, checkpoints: Path, validated: bool) -
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # renamed settings, still TRL's own defaults
             owned = {"output_dir": str(checkpoints), "seed": seed, "data_seed": seed}
-            return made(**{**defaults, **given, **owned})
+            args = made(**{**defaults, **given, **owned})
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"train.{field}: trl.{made.__name__} refuses these settings: {error}") from error
+    if args.save_total_limit == 1:
+        args.save_total_limit = 2  # the Trainer removes the old one before it is known that the new one is whole
+    return args
 
 
 def lora_config(lora: Mapping[str, Any] | None) -> Any:

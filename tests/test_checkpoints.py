@@ -71,7 +71,10 @@ def test_the_newest_whole_one_counts_and_the_others_are_removed(tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-5", "checkpoint-10", "checkpoint-best"}
 
 
-@pytest.mark.parametrize("strategy", [{"save_strategy": "steps", "save_steps": 3}, {"save_strategy": "epoch"}])
+STEPS = {"save_strategy": "steps", "save_steps": 3}
+
+
+@pytest.mark.parametrize("strategy", [STEPS, {**STEPS, "save_total_limit": 1}, {"save_strategy": "epoch"}])
 @pytest.mark.parametrize("mended", [False, True])
 def test_what_is_not_finite_is_never_sealed(tmp_path: Path, strategy: dict[str, Any], mended: bool) -> None:
     sft = {**SFT, **strategy, "max_steps": 20, "logging_steps": 100, "logging_first_step": False}

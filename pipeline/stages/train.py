@@ -273,8 +273,8 @@ def fit(
     "trainable", "seconds"}; tokens are those that carried loss in one pass over the rows (None for on_policy, where the
     student writes them), dropped and cut are rows that were too long, context is how many tokens the student can attend
     to; with the method logits also soft_tokens, those with a teacher's distribution, and with early stopping best_step,
-    the step whose model was kept, and lost_step, that of a better one whose checkpoint was damaged (None: there was
-    none).
+    the step whose model was kept, and lost_step, that of a better one of which there is no whole checkpoint (None:
+    there was none).
 
     Raises UserError for a wrong setting, for rows that would not teach the student to end its turn and where memory
     runs out, DivergedError if the loss becomes NaN or infinite.
@@ -550,8 +550,8 @@ def _note(summary: dict[str, Any]) -> str:
         note += f", validation loss {summary['eval_loss']:.3f}"
     if summary.get("best_step"):
         lost = summary.get("lost_step")
-        said = "lowest, at" if lost is None else f"that of step {lost:,} was lower, but its checkpoint was damaged;"
-        note += f" ({said} step {summary['best_step']:,})"
+        said = "" if lost is None else f", for the better one of step {lost:,} has no whole checkpoint"
+        note += f" ({'lowest, ' if lost is None else ''}at step {summary['best_step']:,}{said})"
     if "soft_tokens" in summary:
         note += f"; {summary['soft_tokens'] / summary['tokens']:.1%} of the answers' tokens have soft targets"
     for name, what in (("dropped", "were dropped"), ("cut", "were cut")):

@@ -313,7 +313,8 @@ def test_a_best_model_that_is_lost_before_a_resume_is_not_said_to_be_the_student
     assert (summary["resumed_from"], summary["lost_step"], min(losses, key=losses.__getitem__)) == (4, 2, 2)
     assert summary["eval_loss"] == pytest.approx(losses[summary["best_step"]])
     assert summary["best_step"] == min((step for step in losses if step > 2), key=losses.__getitem__)
-    assert "(that of step 2 was lower, but its checkpoint was damaged; step" in train._note({**summary, "rows": 30})
+    said = f"(at step {summary['best_step']}, for the better one of step 2 has no whole checkpoint)"
+    assert said in train._note({**summary, "rows": 30})
 
 
 def test_a_best_model_that_is_lost_in_the_training_stops_it(tmp_path: Path) -> None:
@@ -342,6 +343,15 @@ def test_a_better_model_after_the_lost_one_is_the_best(tmp_path: Path) -> None:
     summary = trained(tmp_path, STOPPING)
     assert summary["lost_step"] is None and summary["best_step"] > 6
     assert summary["eval_loss"] == pytest.approx(min(logged(tmp_path, "eval_loss")))
+
+
+def test_a_best_model_that_was_never_saved_is_not_said_to_be_the_student(tmp_path: Path) -> None:
+    sft = {**SHORT["sft"], "save_steps": 4}
+    summary = trained(tmp_path, {**SHORT, "sft": sft})
+    losses = dict(zip((2, 4, 6), logged(tmp_path, "eval_loss"), strict=False))
+    assert losses[2] < losses[6] < losses[4]
+    assert (summary["best_step"], summary["lost_step"]) == (6, 2)
+    assert summary["eval_loss"] == pytest.approx(losses[6])
 
 
 def test_a_training_with_early_stopping_can_be_moved(tmp_path: Path) -> None:
