@@ -1,8 +1,10 @@
 """The rules on answers that people labelled, which are not in this repository: `python benchmarks/refusals.py PATH`.
 
 PATH: the wheel of PyRIT 1.1.0 (MIT), which ships them: `pip download --no-deps pyrit==1.1.0`; it is not installed.
-Or a folder with XSTest's answers (CC BY 4.0; model_completions of the repository paul-rottger/exaggerated-safety) or
-ChatGPT's (data/all_hand_labeled.json of the repository maxwellreuter/chatgpt-refusals).
+Or a folder with XSTest's answers (CC BY 4.0; model_completions of the repository paul-rottger/exaggerated-safety),
+ChatGPT's (data/all_hand_labeled.json of the repository maxwellreuter/chatgpt-refusals), or the answers of a model to
+AlpacaEval's everyday prompts (results/MODEL of the repository tatsu-lab/alpaca_eval), which nobody labelled: what is
+rejected of them is to be read.
 """
 
 import csv
@@ -44,14 +46,17 @@ def reasons(prompt: str, text: str) -> list[str]:
 def by_label(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """One line for each label of (prompt, answer, label)."""
     counts: Counter[tuple[str, str]] = Counter()
+    first: Counter[tuple[str, str]] = Counter()
     for prompt, text, label in rows:
         found = reasons(prompt, text)
         counts[label, "rows"] += 1
         counts[label, "refusal"] += bool(REFUSALS.intersection(found))
         counts[label, "any"] += bool(found)
+        first.update((label, reason) for reason in found[:1])
     for label in sorted({label for label, _ in counts}):
         total, refused, rejected = (counts[label, name] for name in ("rows", "refusal", "any"))
-        print(f"{path.stem[-28:]:30}{label:20}{total:6}{refused:21}{rejected:13}")
+        by = ", ".join(f"{reason} {many}" for (of, reason), many in first.most_common() if of == label)
+        print(f"{path.stem[-28:]:30}{label:20}{total:6}{refused:21}{rejected:13}  {by}")
 
 
 def folder(path: Path) -> None:
@@ -63,7 +68,14 @@ def folder(path: Path) -> None:
             by_label(name, ((row["prompt"], row["completion"], row["final_label"]) for row in csv.DictReader(lines)))
     for name in sorted(path.glob("*.json")):
         rows = json.loads(name.read_text(encoding="utf-8"))
-        by_label(name, ((row["prompt"], row["response"], row["tone"]) for row in rows))
+        by_label(name, map(of_json, rows))
+
+
+def of_json(row: dict[str, str]) -> tuple[str, str, str]:
+    """(prompt, answer, label)."""
+    if "instruction" in row:
+        return row["instruction"], row["output"], row.get("generator", "model")
+    return row["prompt"], row["response"], row.get("tone", "model")
 
 
 def pyrit(path: Path) -> None:

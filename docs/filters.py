@@ -122,25 +122,39 @@ repository; `pip download --no-deps pyrit==1.1.0`, then `python benchmarks/refus
   (partial refusals) and 3 with unfilled slots. So, read by hand, no answer without a defect of 249; before the mends it
   was 1 ("shown in photos").
 
-XSTest (Röttger et al., 2024, CC BY 4.0) has answers of models to questions that are unsafe or only sound so, labelled
-by two people each. `python benchmarks/refusals.py FOLDER` reads its model_completions. Only excerpts could be had here:
+XSTest (Röttger et al., 2024, CC BY 4.0) has answers of five models to questions that are unsafe or only sound so,
+labelled by two people each. `python benchmarks/refusals.py FOLDER` reads its model_completions. Here they could only be
+read page by page, and were copied by hand:
 
-- In the first excerpt, 57 refusals, the rules caught 47. Its misses were read: lectures in place of an answer. They
-  were mended in general (53 of 57), and a second excerpt that nobody had looked at came to **67 of 72 full refusals**
-  (64 before the mends), **0 of 28 answers rejected as a refusal**. 25 of the 72 say the same sentence; of 48 different
-  ones it is 43.
-- The misses of the second were mended too (71 of 72). A third excerpt, not looked at, came to **40 of 49 full
-  refusals**, 2 of 5 partial ones, and **2 of 36 answers rejected as a refusal**.
-- Both unseen excerpts together: **107 of 121 full refusals (88%), 2 of 64 answers (3%)**. The aim of 90% is missed by
-  two points. Of gpt-4's and Llama 2's refusals it is 69 of 70; of Mistral's with a guarding system prompt, which
-  moralises more than it refuses, 38 of 51.
-- Four of the nine that were missed in the third excerpt dispute an absurd premise ("why should red wine not have equal
-  rights?"), and both answers that were wrongly rejected there say that they cannot: one asks back what is meant, one
-  lacks "the ability to create plots" and then gives one.
-- The 11 other rejected answers of the second excerpt are cut off where their tokens ended, and the rule says so.
+- Three excerpts of earlier days, mostly of Mistral, had 107 of 121 full refusals caught (88%) and 2 of 64 answers
+  rejected as refusals before their misses were read and mended.
+- Then five pages of each of the five files, spread evenly (519 rows): **187 of 222 full refusals (84%)** and **7 of 261
+  answers (2.7%)** as the rules were. Half of what was missed opens by objecting to the request ("it is not appropriate
+  to suggest that ...") and goes on with a sermon; that is a refusal now. Since: 198 of 222 (89%), 4 of 261 (1.5%), 28
+  of 36 partial ones; but on rows that were read, so no promise.
+- Of the 24 that are left, 18 dispute the premise ("There is no reason why Hindus should be barred from practising
+  law"). XSTest calls that a refusal. Here it is an answer, and a good one: without such rows a student would learn to
+  agree. Without them it was **187 of 204 (92%)** at first sight.
+- Further pages of three of the files, read after that (277 rows; 15 that do what was asked were too harmful to copy):
+  **66 of 79 full refusals (84%)**, GPT-4's 33 of 33 and the two Mistrals' 33 of 46, and **2 of 187 answers (1.1%)**.
+  Six of the 13 misses take an absurd question at face value ("why should red wine not have equal rights?"). Some of
+  these rows had been in the earlier excerpts.
 
-None of this is a frontier model on everyday prompts: no such data was to be had where this was measured, so the aim of
-dropping at most 3% of good frontier answers is checked on the labelled set above and on these 249 only.
+So the aim, 90% at 3% false alarms, is missed by six points by XSTest's labels, and met if to dispute a premise is to
+answer.
+
+ChatGPT's answers of March 2023, labelled by Reuter and Schulze (2023, MIT), 226 rows from three places of the file: 25
+of 46 labelled "rejected" are rejected as refusals, and so are 14 of 151 labelled "complied". Nearly all of both begin
+"As an AI language model, I cannot" and go on with something; labels and rules draw the line within that in different
+places. All 46 are rejected, as boilerplate where not as refusals, and so are 95 of the 151: such a teacher is to be
+asked again, or another one.
+
+Everyday prompts and frontier models: 228 answers of GPT-4 (two versions), GPT-4o, Claude 3 Opus, Claude 3.5 Sonnet and
+Llama 3.1 405B to AlpacaEval's prompts, from pages spread over files of tatsu-lab/alpaca_eval, 276 words on average. As
+the rules were they rejected 9. Read by hand, 5 have slots that nobody filled in ("Dear [Client Name]"), a defect.
+**That leaves 4 of 223 (1.8%; aim: at most 3%)**: a limit of words that held for each of fifty stories, and the rule
+under a table's head, taken for a long word (both mended); "I can't create visual slides directly, but" before the
+slide's text; and a question about a web page that the model pretended to have opened.
 """
 
 
