@@ -116,7 +116,7 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
     """Make one stage of a run: skip it if it is complete and matches, else run it in a temporary folder and publish.
 
     Raises StaleRunError if the complete stage was made from something else and neither `anew` nor `force` is given,
-    UserError if a stage before it is not complete, AccountError if rows were lost.
+    UserError if a stage before it is not complete or its files were changed since, AccountError if rows were lost.
     """
     module = stage_module(stage)
     _finish_publishing(run, stage)
@@ -133,6 +133,12 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
             f"Give --force to make it anew in its place, or --run NAME to keep it and make another run."
         )
 
+    for name, writer in module.READS.items():
+        if name in inputs and artifacts.digest(inputs[name]) != basis["inputs"][f"{writer}/{name}"]:
+            raise UserError(
+                f"{inputs[name]}: is not what {writer} wrote; it was changed or damaged since. "
+                f"Make it again with --from {writer}."
+            )
     out = _partial(run, stage)
     _prepare(out, fingerprint)
     say(f"{stage}: {_headline(module)}")

@@ -120,6 +120,20 @@ def test_a_stage_without_the_one_before_it_says_so(tiny):
     assert "no complete collect stage" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: data[:-5] + b"x" + data[-4:]])
+def test_a_file_that_was_changed_since_its_stage_is_named(finished, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    kept = folder / "data" / "runs" / "tiny" / "filter" / "kept.parquet"
+    kept.write_bytes(damage(kept.read_bytes()))
+    done = seqkd("run", "tiny.yaml", "--from", "dedupe", cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert "kept.parquet: is not what filter wrote" in done.stderr and "--from filter" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert seqkd("run", "tiny.yaml", "--from", "filter", cwd=folder).returncode == 0
+    assert bytes_of(folder) == bytes_of(finished)
+
+
 def test_a_second_process_stops_at_the_lock(tiny, monkeypatch):
     monkeypatch.chdir(tiny)
     with flow.lock(flow.run_folder("tiny")):
