@@ -101,11 +101,15 @@ def _text(value: str) -> str:
 
 
 def _item_text(path: Path, line: int, row: Row) -> str:
-    for name in ("question", "text"):
-        if isinstance(row.get(name), str) and "prompt" not in row and "messages" not in row:
-            if not row[name].strip():
-                raise RecipeError(f"{where(path, line, name)}: is empty. Remove the row, or give it a text.")
-            return _text(row[name])
+    if row.get("prompt") is None and row.get("messages") is None:
+        name = next((name for name in ("question", "text") if row.get(name) is not None), None)
+        if name is None:
+            raise RecipeError(f"{where(path, line)}: expected `question`, `text`, `prompt` or `messages`, found none.")
+        if not isinstance(row[name], str):
+            raise RecipeError(f"{where(path, line, name)}: expected a text.")
+        if not row[name].strip():
+            raise RecipeError(f"{where(path, line, name)}: is empty. Remove the row, or give it a text.")
+        return _text(row[name])
     return questions.prompt_messages(path, line, row)[-1]["content"]
 
 

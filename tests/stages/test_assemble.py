@@ -134,7 +134,7 @@ def test_further_evaluation_sets(case: Case) -> None:
     assert case.recipe(evaluations=[str(path) for path in sets]).assemble.evaluations == sets
     assert set(assemble.sources(case.recipe(evaluations=["x"]))) == {"questions", "evaluations.0"}
     sets[0].write_text('{"query": "?"}')
-    with pytest.raises(RecipeError, match=r"a.jsonl:1: prompt: expected"):
+    with pytest.raises(RecipeError, match=r"a.jsonl:1: expected `question`"):
         case.run(rows, evaluations=[str(sets[0])])
     sets[0].write_text("")
     with pytest.raises(UserError, match=r"a.jsonl: has no rows"):
@@ -320,7 +320,8 @@ EVALUATIONS: dict[str, list[tuple[bytes, str]]] = {
         (b'{"question": "a"}\n\xff', ":2: is not UTF-8 text"),
         (b"[" * 100_000, ":1: is not JSON: it is nested too deeply"),
         (b'{"question": "a"}\n{"question": "' + b"a" * LONG_LINE + b'"}', ":2: is longer than"),
-        (b'{"question": 7}', ":1: prompt: expected"),
+        (b'{"question": 7}', ":1: question: expected a text"),
+        (b'{"quest": "a"}', ":1: expected `question`, `text`, `prompt` or `messages`, found none"),
         (b'{"question": ""}', ":1: question: is empty"),
         (b'{"prompt": [{"role": "user"}]}', r":1: prompt.0: expected"),
         (b'{"prompt": [{"role": "judge", "content": "a"}]}', r":1: prompt.0.role: 'judge' is not one of"),
@@ -332,7 +333,7 @@ EVALUATIONS: dict[str, list[tuple[bytes, str]]] = {
         (b'question\n"a\n', ":2: is not CSV"),
         (b"question\n\xff\n", ":2: is not UTF-8 text"),
         (b"question\n" + b"a" * LONG_LINE + b"\n", ":2: is longer than"),
-        (b"query,answer\na,b\n", ":2: prompt: expected"),
+        (b"query,answer\na,b\n", ":2: expected `question`, `text`"),
         (b'question\n""\n', ":2: question: is empty"),
         (b"question,answer\n", ": has no rows"),
         (b"", ": has no rows"),
@@ -356,10 +357,10 @@ def test_a_bad_evaluation_table_is_named_with_row_and_field(case: Case) -> None:
     path = case.folder / "set.parquet"
     broken = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 3], np.int32)), pa.py_buffer(b"a\xff\xfe"))
     for columns, said in (
-        ({"query": ["a"]}, ":1: prompt: expected"),
-        ({"question": ["a", None]}, ":2: prompt: expected"),
-        ({"question": [1]}, ":1: prompt: expected"),
-        ({"question": [b"a"]}, ":1: prompt: expected"),
+        ({"query": ["a"]}, ":1: expected `question`"),
+        ({"question": ["a", None]}, ":2: expected `question`"),
+        ({"question": [1]}, ":1: question: expected a text"),
+        ({"question": [b"a"]}, ":1: question: expected a text"),
         ({"prompt": [[{"role": "user", "content": None}]]}, ":1: prompt.0: expected"),
         ({"question": broken}, ".*: cannot be read as a data set"),
         ({"question": pa.array([], pa.string())}, ": has no rows"),
