@@ -33,7 +33,8 @@ PART = "\x1e"
 RECALL = 0.998
 """The least chance that a pair exactly at the threshold meets in a bucket."""
 COMPILE_BYTES = 8 << 20
-"""From so much text on, the compiled code is faster than numpy although it may have to be compiled first."""
+"""From so much text on, the compiled code is faster than numpy although it may have to be compiled first. A batch of so
+much text is never left to numpy, which takes forty times its size: a file that repeats its texts is a small one."""
 COMPILE_PAIRS = 500_000
 """The same for the comparing of so many pairs."""
 
@@ -120,7 +121,7 @@ def permutations() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 
 def sketch(texts: pa.Array, cut: Scheme, compiled: bool = False) -> Sketch:
     """Fingerprints, word counts and band keys of n texts (an Arrow string array without nulls)."""
-    if compiled:
+    if compiled or texts.nbytes >= COMPILE_BYTES:
         from pipeline import near_compiled
 
         return near_compiled.sketch(texts, cut)
@@ -141,7 +142,7 @@ def shingle_sets(
 ) -> Sets:
     """The set of shingles of each text. `table`: which characters make words, word_table() if not given."""
     table = word_table() if table is None else table
-    if compiled:
+    if compiled or texts.nbytes >= COMPILE_BYTES:
         from pipeline import near_compiled
 
         return near_compiled.shingle_sets(texts, table, size)
@@ -156,7 +157,7 @@ def shingle_sets(
 
 def word_hashes(texts: pa.Array, table: NDArray[np.uint32], compiled: bool = False) -> tuple[Bits, Rows]:
     """A 64-bit hash of every word of every text: (hashes, starts)."""
-    if compiled:
+    if compiled or texts.nbytes >= COMPILE_BYTES:
         from pipeline import near_compiled
 
         return near_compiled.word_hashes(texts, table)
@@ -322,28 +323,41 @@ def connect(count: int, members: Any, starts: Any, values: Any, bounds: Any, thr
     """For each of `count` rows the smallest row that a chain of similar rows, each of which met the next in a bucket,
     connects it with. Arguments as of `choose`. Plain loops, so that numba can compile them as they are."""
     parent = list(range(count))
+    # The rows of a bucket that are known to be connected, as linked lists: a row is compared with those of a list until
+    # it is similar to one, so that a bucket of rows that are all alike takes no comparison of each with each.
+    first, last, following = [0] * count, [0] * count, [-1] * count
     for bucket in range(len(starts) - 1):
-        for place in range(starts[bucket] + 1, starts[bucket + 1]):
+        lists = 0
+        for place in range(starts[bucket], starts[bucket + 1]):
             row = members[place]
-            for earlier in range(starts[bucket], place):
-                a, b = row, members[earlier]
+            following[row] = -1
+            begin, end, apart = row, row, 0
+            for number in range(lists):
+                a, b = row, first[number]
                 while parent[a] != a:
                     parent[a] = parent[parent[a]]
                     a = parent[a]
                 while parent[b] != b:
                     parent[b] = parent[parent[b]]
                     b = parent[b]
-                if a == b:
-                    continue
-                other = members[earlier]
-                total = bounds[row + 1] - bounds[row] + bounds[other + 1] - bounds[other]
-                needed = threshold * total / (1.0 + threshold) - 1e-6
-                both = shared(values, bounds[row], bounds[row + 1], bounds[other], bounds[other + 1], needed)
-                if both / (total - both) >= threshold:
-                    if a < b:
+                other = first[number]
+                while a != b and other >= 0:
+                    total = bounds[row + 1] - bounds[row] + bounds[other + 1] - bounds[other]
+                    needed = threshold * total / (1.0 + threshold) - 1e-6
+                    both = shared(values, bounds[row], bounds[row + 1], bounds[other], bounds[other + 1], needed)
+                    if both / (total - both) >= threshold:
+                        a, b = min(a, b), max(a, b)
                         parent[b] = a
-                    else:
-                        parent[a] = b
+                        b = a
+                    other = following[other]
+                if a == b:
+                    following[end] = first[number]
+                    end = last[number]
+                else:
+                    first[apart], last[apart] = first[number], last[number]
+                    apart += 1
+            first[apart], last[apart] = begin, end
+            lists = apart + 1
     for row in range(count):
         parent[row] = parent[parent[row]]  # a parent is never larger than its child, so it is done already
     return parent

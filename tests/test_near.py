@@ -1,4 +1,6 @@
+import itertools
 import string
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -168,6 +170,33 @@ def test_connect_and_components_follow_chains(problem: tuple) -> None:
         for compiled in (False, True):
             (found,) = near.loop(function, compiled, len(sets), members, starts, *more)
             assert found.tolist() == expected
+
+
+def test_connecting_rows_that_are_all_alike_does_not_compare_each_with_each() -> None:
+    count = 2_000
+    sets = near.Sets(np.tile(np.arange(5, dtype=np.uint64), count), np.arange(0, 5 * count + 1, 5))
+    asked = 0
+
+    class Counted(list[int]):
+        def __getitem__(self, at: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            return super().__getitem__(at)
+
+    values = Counted(sets.values.tolist())
+    members, starts = [*range(count)] * 2, [0, count, 2 * count]
+    assert near.connect(count, members, starts, values, sets.starts.tolist(), 0.7) == [0] * count
+    assert asked < 20 * count
+
+
+def test_much_text_is_never_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, cut = pa.array(["one two three four five six"] * 100), near.scheme(0.8)
+    expected = near.sketch(texts, cut), near.shingle_sets(texts), near.word_hashes(texts, near.word_table())
+    monkeypatch.setattr(near, "COMPILE_BYTES", 1_000)
+    monkeypatch.setattr(near, "_words", None)
+    found = near.sketch(texts, cut), near.shingle_sets(texts), near.word_hashes(texts, near.word_table())
+    for one, other in zip(itertools.chain(*expected), itertools.chain(*found), strict=True):
+        assert np.array_equal(one, other)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4))
