@@ -151,7 +151,11 @@ def index(items: Sequence[Item], overlap: float) -> Index:
     subjects = _read(pa.array([item.subject for item in items], pa.string()))
     begins, sizes = words.starts[:-1], np.diff(words.starts)
     numbers = np.append(0, np.cumsum(words.merged == near.NUMBER))  # how many before each word
-    long = (sizes >= SHORT_BELOW) & (2 * (numbers[words.starts[1:]] - numbers[begins]) <= sizes)
+    exact = _split(words.exact, words.starts)
+    # Of items that are the same the first is looked for, which is the one that is named.
+    again = np.ones(len(sizes), bool)
+    again[list({tuple(item): n for n, item in reversed(list(enumerate(exact)))}.values())] = False
+    long = ~again & (sizes >= SHORT_BELOW) & (2 * (numbers[words.starts[1:]] - numbers[begins]) <= sizes)
 
     at, last, hashes = _runs(words)
     chosen = long[_rows(words, at)] & (2 * (numbers[last + 1] - numbers[at]) <= RUN)
@@ -178,13 +182,13 @@ def index(items: Sequence[Item], overlap: float) -> Index:
     stock = _stock(pairs)
     pairs = {n: [pair for pair in of_item if pair[0] not in stock] for n, of_item in pairs.items()}
 
-    short = np.flatnonzero(~long & (sizes > 0))
+    short = np.flatnonzero(~again & ~long & (sizes > 0))
     clauses = {}
     for size, at, hashes in _clauses(words, begins[short]):
         for n, value in zip(_rows(words, at).tolist(), hashes.tolist(), strict=True):
             if size == min(sizes[n], SHORT_BELOW - 1):
                 clauses[n] = [(value, 0)]
-    return Index(_split(words.exact, words.starts), parts, *map(_places, (runs, pairs, clauses)))
+    return Index(exact, parts, *map(_places, (runs, pairs, clauses)))
 
 
 def find(index: Index, texts: pa.Array, compiled: bool = False) -> list[Hit]:

@@ -156,6 +156,14 @@ def test_nothing_held_out_and_empty_items() -> None:
     assert find(["", "?!"], "anything", "", "?!") == []
 
 
+def test_the_same_item_again_and_again_changes_nothing_and_costs_nothing() -> None:
+    once = [Item("a", "Which captain lost the silver compass near Dover lighthouse yesterday?"), Item("b", "yes")]
+    texts = pa.array(["Which captain lost one silver compass by Dover lighthouse yesterday?", "Is it?\x1eYes", "no"])
+    index = overlap.index(once * 50, 0.75)
+    assert [hit.item for hit in overlap.find(index, texts)] == [0, 1]
+    assert all(len(found) == 1 for places in (index.runs, index.pairs, index.clauses) for found in places.items)
+
+
 def test_of_several_the_whole_one_then_the_longest_is_named() -> None:
     longer = f"{LONG} And who picks it up again?"
     assert find([LONG, longer], f"So: {longer}") == [Hit(0, 1, False)]
