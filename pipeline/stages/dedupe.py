@@ -129,6 +129,8 @@ def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
     """Say which rows of a table repeat which. `scratch`: an empty folder for files that are read once."""
     on, threshold = section.on, section.near.threshold if section.near else None
     columns = COMPARED[on]
+    if tables.against:
+        _is_ours(tables.against)  # raises where its footer, which text_bytes reads, is damaged
     compiled = sum(artifacts.text_bytes(path, columns) for path in tables if path) >= near.COMPILE_BYTES
     cut = near.scheme(threshold) if threshold is not None else near.Scheme(0, 1)
     prints, words = _sketch(tables, columns, cut, compiled, scratch)
@@ -441,19 +443,33 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """A data set that exists already: a table of ours, or rows with prompt and completion, or messages, in any file
     that questions.read_objects reads."""
     schema = pa.schema([KEPT.field(name) for name in columns])
-    if path.suffix == ".parquet":
+    if _is_ours(path):
         try:
-            found = pq.read_schema(path)
-        except pa.ArrowException as error:
-            raise UserError(f"dedupe.against: {path} cannot be read as Parquet ({error}).") from None
-        # Chat data of others has some of our names, with the answer in `messages` or the whole conversation in `text`.
-        if all(name in found.names and found.field(name).type == COMPLETIONS.field(name).type for name in OURS):
             for batch in artifacts.read_texts(path, columns, "Name another file in dedupe.against.", columns):
                 yield batch.cast(schema)
-            return
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, error) from None
+        return
     objects = questions.read_objects(path)
     while chunk := list(itertools.islice(objects, artifacts.ROW_GROUP)):
         yield pa.RecordBatch.from_pylist([_existing_row(path, *row, columns) for row in chunk], schema=schema)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a data set is a table of completions of a run. Raises UserError where it cannot be read."""
+    if path.suffix != ".parquet":
+        return False
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
+    # Chat data of others has some of our names, with the answer in `messages` or the whole conversation in `text`.
+    return all(name in found.names and found.field(name).type == COMPLETIONS.field(name).type for name in OURS)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    said = str(error).strip().rstrip(".")
+    return UserError(f"dedupe.against: {path} cannot be read as Parquet ({said}). Copy it again, or name another file.")
 
 
 def _existing_row(path: Path, line: int, row: Row, columns: list[str]) -> Row:

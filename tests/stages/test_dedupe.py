@@ -383,6 +383,12 @@ def test_bad_tables_get_a_clear_message(tmp_path: Path) -> None:
         UserError, match=r"old.parquet: row 3 has no text \(null\). Name another file in dedupe.against"
     ):
         run(tmp_path, [good], against=tmp_path / "old.parquet")
+    # Cut off in the middle, and overwritten there.
+    whole = (tmp_path / "old.parquet").read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:300] + bytes(len(whole) // 3) + whole[300 + len(whole) // 3 :]):
+        (tmp_path / "damaged.parquet").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"dedupe.against: .*damaged.parquet cannot be read as Parquet \("):
+            run(tmp_path, [good], against=tmp_path / "damaged.parquet")
     with pytest.raises(UserError, match="has no rows"):
         run(tmp_path, [])
     pq.write_table(pa.table({"id": ["a"], "text": ["b"]}), tmp_path / "thin.parquet")
