@@ -475,7 +475,8 @@ class Filter(Section):
     """Reject HTML in running text where the prompt does not ask for it."""
     pii: Literal["off", "flag", "redact", "drop"] = "off"
     """Personal data (e-mail addresses, telephone, social security, card and account numbers) in prompt or answer:
-    `flag` names its kinds in the column pii, `redact` also replaces it by its kind (<EMAIL>), `drop` rejects the row.
+    `flag` names its kinds in the column pii, `redact` also replaces it by its kind (<EMAIL>), in the reasoning too, and
+    takes the log-probabilities, which spell it out, from such rows; `drop` rejects the row.
     Costs as much as the default rules together."""
     presidio: Presidio | None = None
     """What counts as personal data for `pii` besides what the patterns find."""

@@ -27,7 +27,7 @@ from pipeline.recipe import Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
 from pipeline.rules import ENGLISH, PERSONAL_DATA, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
 
-VERSION = 6
+VERSION = 7
 SECTIONS = ("filter", "filter_judge")
 READS = {"completions": "collect"}
 
@@ -400,23 +400,33 @@ def _split(
 
 
 def _marked(batch: pa.RecordBatch, config: Filter) -> dict[str, pa.Array]:
-    """The column pii, and where the recipe says `redact`, the columns text, messages and context without personal
-    data."""
+    """The column pii, and where the recipe says `redact`, the columns text, messages, context and, if the batch has it,
+    reasoning without personal data; logprobs spell out what was redacted, and are null in such rows."""
     redact, presidio = config.pii == "redact", config.presidio
+    thoughts: list[Any] = [None] * batch.num_rows
+    if "reasoning" in batch.schema.names:
+        thoughts = batch["reasoning"].to_pylist()
+    spelled = np.zeros(batch.num_rows, np.bool_)
     texts, conversations, contexts = (batch[name].to_pylist() for name in ("text", "messages", "context"))
     kinds: list[list[str]] = [[] for _ in texts]
     for i in range(len(texts)) if presidio else _with_patterns(batch):
         said = [texts[i] or "", *(message["content"] or "" for message in conversations[i] or [])]
         kinds[i] = sorted({kind for part in said for kind, _, _ in personal_data(part, presidio)})
         if redact:
+            before = texts[i], thoughts[i]
             texts[i] = texts[i] and redacted(texts[i], presidio)
+            thoughts[i] = thoughts[i] and redacted(thoughts[i], presidio)
+            spelled[i] = before != (texts[i], thoughts[i])
             contexts[i] = contexts[i] and redacted(contexts[i], presidio)
             for message in conversations[i] or []:
                 message["content"] = message["content"] and redacted(message["content"], presidio)
     columns: dict[str, list[Any]] = {"pii": kinds}
     if redact:
-        columns |= {"text": texts, "messages": conversations, "context": contexts}
-    return {name: pa.array(values, KEPT.field(name).type) for name, values in columns.items()}
+        columns |= {"text": texts, "messages": conversations, "context": contexts, "reasoning": thoughts}
+    made = {name: pa.array(values, KEPT.field(name).type) for name, values in columns.items()}
+    if redact and "logprobs" in batch.schema.names:
+        made["logprobs"] = batch["logprobs"].take(pa.array(np.arange(batch.num_rows), mask=spelled))
+    return made
 
 
 def _with_patterns(batch: pa.RecordBatch) -> list[int]:
@@ -424,7 +434,8 @@ def _with_patterns(batch: pa.RecordBatch) -> list[int]:
     messages = batch["messages"]
     turns = _found_in(messages.flatten().field("content"), PERSONAL_DATA)
     of_turn = pc.list_parent_indices(messages).to_numpy()[turns]
-    rows = [_found_in(batch[name].fill_null(""), PERSONAL_DATA) for name in ("text", "context")]
+    texts = (name for name in ("text", "context", "reasoning") if name in batch.schema.names)
+    rows = [_found_in(batch[name].fill_null(""), PERSONAL_DATA) for name in texts]
     return np.unique(np.concatenate([of_turn, *rows])).tolist()
 
 

@@ -148,6 +148,23 @@ def test_personal_data_is_flagged_redacted_or_dropped(tmp_path: Path) -> None:
     assert rejected.reason.tolist() == ["pii"]
 
 
+def test_what_is_redacted_is_in_no_column(tmp_path: Path) -> None:
+    spelled = [{"token": token, "id": None, "logprob": -0.5, "top": None} for token in ("ann@", "corp.io")]
+    plain = [{"token": "Kirk", "id": None, "logprob": -0.5, "top": None}]
+    rows = [
+        row(0, "How do I write to her?", "Write to ann@corp.io.", logprobs=spelled, reasoning="It is ann@corp.io."),
+        row(1, "Who is the captain?", "Kirk", logprobs=plain, reasoning="Not bob@corp.io."),
+        row(2, "Who commands? Ask bob@corp.io.", "Captain Kirk", logprobs=plain),
+    ]
+    _, kept, _ = run(tmp_path, rows, pii="redact")
+    assert kept.reasoning.tolist()[:2] == ["It is <EMAIL>.", "Not <EMAIL>."] and kept.reasoning.isna()[2]
+    assert kept.logprobs.isna().tolist() == [True, True, False]
+    assert "corp.io" not in kept.drop(columns="prompt_id").to_csv()  # a hash, but not in these tests
+    assert [list(kinds) for kinds in kept.pii] == [["email"], [], ["email"]]
+    _, kept, _ = run(tmp_path, rows, pii="flag")
+    assert kept.logprobs.notna().all() and kept.reasoning[0] == "It is ann@corp.io."
+
+
 def test_presidio_that_is_not_there_or_has_nothing_to_do_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="pii is off; set pii to flag, redact or drop"):
         Filter(presidio=Presidio())
