@@ -290,6 +290,14 @@ def choose(
                 if seen[other] == row:
                     continue
                 seen[other] = row
+                # First the parts: they are shorter, and where a long prompt is the same in all rows they differ.
+                if len(part_bounds) > 0:
+                    i, i_end = part_bounds[row], part_bounds[row + 1]
+                    j, j_end = part_bounds[other], part_bounds[other + 1]
+                    total = i_end - i + j_end - j
+                    both = shared(part_values, i, i_end, j, j_end, threshold * total / (2.0 + threshold) - 1e-6)
+                    if 2 * both < threshold * (total - both):
+                        continue
                 total = bounds[row + 1] - bounds[row] + bounds[other + 1] - bounds[other]
                 needed = threshold * total / (1.0 + threshold) - 1e-6
                 both = shared(values, bounds[row], bounds[row + 1], bounds[other], bounds[other + 1], needed)
@@ -298,13 +306,6 @@ def choose(
                     continue
                 if jaccard == best_similarity and rank[other] > rank[best]:
                     continue
-                if len(part_bounds) > 0:
-                    i, i_end = part_bounds[row], part_bounds[row + 1]
-                    j, j_end = part_bounds[other], part_bounds[other + 1]
-                    total = i_end - i + j_end - j
-                    both = shared(part_values, i, i_end, j, j_end, 0.0)
-                    if 2 * both < threshold * (total - both):
-                        continue
                 best, best_similarity = other, jaccard
         if best >= 0:
             leader[row] = best
