@@ -439,8 +439,8 @@ _OBJECTS = _re(
     ^\W*(?:(?:no|i'm sorry|i am sorry|sorry|unfortunately|i am an? [^.,]{1,60}|i am not an? [^.,]{1,60}
         |as an? [^.,]{1,60})[,.;]? )?(?:(?:but|and) )?
     (?:i (?:must|have to|need to|can|want to|would like to|just want to) (?:\w+ )?(?:tell|inform|say|point out|note
-        |emphasi[sz]e|remind|clarify|stress|let)(?: you| know){0,2}(?: that)? |(?:it is|it's) (?:\w+ )?important to
-        (?: (?:note|remember|understand|recogni[sz]e|acknowledge)) that )?
+        |emphasi[sz]e|remind|clarify|stress|let)(?: you| know){0,2}(?: that)? |(?:it is|it's) (?:\w+ )?important to[ ]
+        (?:note|remember|understand|recogni[sz]e|acknowledge) that )?
     (?:(?:it|this|that)(?: is|'s| would be| isn't) (?:also |simply |just )?(?:
             (?:(?:not|never|neither)(?: \w+ly)?|(?<=isn't)) (?:appropriate|ethical|acceptable|respectful|moral
                 |responsible|humane)
