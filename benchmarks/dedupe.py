@@ -1,16 +1,18 @@
 """Speed, memory, recall and precision of dedupe, beside other tools where they are installed.
 
-    python benchmarks/dedupe.py [--rows 100000] [--tools seqkd rensa datasketch gaoya datatrove] [--peers .envs/peers]
+    python benchmarks/dedupe.py [--rows 100000] [--shared 0] [--tools seqkd rensa datasketch gaoya datatrove]
+        [--peers .envs/peers]
 
     python -m venv .envs/peers && .envs/peers/bin/pip install numpy pyarrow rensa==0.5.0 datasketch==2.0.0 \\
         gaoya==0.2.2 datatrove==0.10.1 regex tokenizers "xxhash<4"
 
 makes `--rows` answers of 166 words (Zipf-distributed words; a fifth of the answers are copies of others with 1 to 30
 words changed, so that their similarity spreads from 0.2 to 1), writes them as filter would, and runs each tool in a
-process of its own, from Parquet to Parquet. Recall and precision are of the planted pairs against the Jaccard
-similarity of their lower-cased word 5-grams, counted with Python sets; two answers that were not planted as a pair
-share no 5-grams to speak of. The other tools' figures leave out writing the result. `--peers` is the environment that
-they are installed in. The floor is the compiled code that makes the signatures, alone, in the same process.
+process of its own, from Parquet to Parquet. With `--shared` so many of the words are the same in all answers. Recall
+and precision are of the planted pairs against the Jaccard similarity of their lower-cased word 5-grams, counted with
+Python sets; two answers that were not planted as a pair share no others to speak of. The other tools' figures leave out
+writing the result. `--peers` is the environment that they are installed in. The floor is the compiled code that makes
+the signatures, alone, in the same process.
 """
 
 import argparse
@@ -34,7 +36,7 @@ WORDS = 166
 THRESHOLD = 0.8
 
 
-def make(folder: Path, rows: int) -> None:
+def make(folder: Path, rows: int, shared: int) -> None:
     """Write kept.parquet and pairs.npy: (copy, original, exact Jaccard similarity)."""
     from pipeline.artifacts import ROW_GROUP
     from pipeline.records import KEPT
@@ -47,11 +49,13 @@ def make(folder: Path, rows: int) -> None:
     edges = np.cumsum(weight / weight.sum())
     draw = lambda shape: np.searchsorted(edges, random.random(shape)).clip(0, len(vocabulary) - 1).astype(np.int32)  # noqa: E731
     dictionary = pa.array(vocabulary)
+    passage = draw(shared)
     pairs: list[tuple[int, int, float]] = []
     with pq.ParquetWriter(folder / "kept.parquet", KEPT, compression="zstd") as writer:
         for begin in range(0, rows, ROW_GROUP):
             count = min(ROW_GROUP, rows - begin)
             words = draw((count, WORDS))
+            words[:, :shared] = passage
             originals = count - count // 5
             for row in range(originals, count):
                 of = int(random.integers(0, originals))
@@ -216,11 +220,11 @@ def measure(tool: str, folder: Path) -> dict[str, float]:
         texts = pa.array(["a b c d e f g", "a b c d e f h"] * 40)
         met = near_compiled.sketch(texts, near.scheme(THRESHOLD))
         sets = near_compiled.shingle_sets(texts, near.word_table(), near.SHINGLE)
-        members, starts = near.buckets(met.keys, np.arange(len(texts)))
-        near.loop(near.components, True, len(texts), members, starts)
+        buckets = near.buckets(met.keys, np.arange(len(texts)))
+        near.loop(near.components, True, len(texts), buckets.members, buckets.starts)
         none = np.empty(0, np.int64)
         order = np.arange(len(texts))
-        near.loop(near.choose, True, order, 0, members, starts, *sets, none.astype(np.uint64), none, THRESHOLD)
+        near.loop(near.choose, True, order, 0, *buckets, *sets, none.astype(np.uint64), none, THRESHOLD)
     base = resource.getrusage(resource.RUSAGE_SELF)
     clock = time.perf_counter()
     dropped = TOOLS[tool](folder)
@@ -248,6 +252,7 @@ def main() -> None:
     """Make the data, run each tool in a child process, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--shared", type=int, default=0, help="words that are the same in all answers")
     parser.add_argument("--tools", nargs="*", choices=sorted(TOOLS), default=list(TOOLS))
     parser.add_argument("--peers", type=Path, help="a virtual environment with the other tools")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
@@ -256,7 +261,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure[0], Path(arguments.measure[1]))))
         return
     with tempfile.TemporaryDirectory() as name:
-        make(Path(name), arguments.rows)
+        make(Path(name), arguments.rows, arguments.shared)
         size = (Path(name) / "kept.parquet").stat().st_size / 2**20
         print(f"{arguments.rows:,} answers of {WORDS} words, {size:,.0f} MiB of Parquet, threshold {THRESHOLD}\n")
         print(f"{'tool':12}{'CPU s':>9}{'wall s':>9}{'peak MiB':>10}{'recall':>9}{'precision':>11}")

@@ -37,6 +37,8 @@ COMPILE_BYTES = 8 << 20
 much text is never left to numpy, which takes forty times its size: a file that repeats its texts is a small one."""
 COMPILE_PAIRS = 500_000
 """The same for the comparing of so many pairs."""
+LARGE = 500
+"""Rows in a bucket from which on comparing each with each costs more than `narrow` does."""
 
 Bits = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -80,6 +82,15 @@ class Sets(NamedTuple):
 
     values: Bits  # sorted within a set, distinct
     starts: Rows  # (n + 1,): set i is values[starts[i]:starts[i + 1]]
+
+
+class Buckets(NamedTuple):
+    """Who meets whom: bucket i holds the rows members[starts[i]:starts[i + 1]]. The first core[i] of them meet all the
+    others, the rest meets only these."""
+
+    members: Rows
+    starts: Rows
+    core: Rows
 
 
 def scheme(threshold: float) -> Scheme:
@@ -173,9 +184,9 @@ def runs(words: Bits, size: int) -> Bits:
     return mix(hashes)
 
 
-def buckets(keys: Iterable[NDArray[np.uint32]], alive: Rows) -> tuple[Rows, Rows]:
-    """The buckets in which at least two of the rows `alive` meet: (members, starts), bucket i holding the rows
-    members[starts[i]:starts[i + 1]] in ascending order. `keys`: of each band, all rows'."""
+def buckets(keys: Iterable[NDArray[np.uint32]], alive: Rows) -> Buckets:
+    """The buckets in which at least two of the rows `alive` meet, in ascending order, each with each. `keys`: of each
+    band, all rows'."""
     members, sizes = [], []
     for band in keys:
         # Key and row in one number: sorting it is several times faster than sorting an index by key.
@@ -191,7 +202,58 @@ def buckets(keys: Iterable[NDArray[np.uint32]], alive: Rows) -> tuple[Rows, Rows
         begins = np.flatnonzero(first[meets])
         sizes.append(np.diff(np.append(begins, len(members[-1]))))
     everyone = np.concatenate(members) if members else np.empty(0, np.int64)
-    return everyone, _starts(np.concatenate(sizes) if sizes else np.empty(0, np.int64))
+    counts = np.concatenate(sizes) if sizes else np.empty(0, np.int64)
+    return Buckets(everyone, _starts(counts), counts)
+
+
+def narrow(met: Buckets, group: Rows, sets: Sets, threshold: float) -> Buckets:
+    """Smaller buckets in place of those of more than LARGE rows, such as fill where all rows have a passage in common.
+
+    Pairs of sets that are at least `threshold` similar still meet, by prefix filtering (Bayardo et al., 2007; Xiao et
+    al., 2008): sets of n and m <= n values have at least threshold * n and 2 * threshold / (1 + threshold) * m values
+    in common, so that one of them is among the rarest of both: those that are left when so many, less one, are taken
+    away. The rows of a bucket have a value among the rarest by the first measure, its core by the second too.
+
+    `group`: of each row the rows that it may meet, a name; so what meets does not depend on other groups."""
+    sizes = np.diff(met.starts)
+    large = sizes > LARGE
+    if not large.any():
+        return met
+    rows = np.unique(met.members[np.repeat(large, sizes)])
+    lengths = np.diff(sets.starts)[rows]
+    begin = _starts(lengths)
+    owner = np.repeat(np.arange(len(rows), dtype=np.uint32), lengths)
+    # Name the values of each group by numbers, the rarest first: the same order in all rows of a group.
+    values = sets.values[np.arange(begin[-1]) + (sets.starts[rows] - begin[:-1])[owner]]
+    order = np.lexsort((values, group[rows][owner]))
+    new = np.ones(len(values), bool)
+    new[1:] = (np.diff(values[order]) != 0) | (np.diff(group[rows][owner[order]]) != 0)
+    del values
+    number = np.cumsum(new) - 1
+    rarest = np.argsort(np.bincount(number), kind="stable")
+    name = np.empty(len(rarest), np.uint64)
+    name[rarest] = np.arange(len(rarest), dtype=np.uint64)
+    packed = owner[order].astype(np.uint64) << np.uint64(32) | name[number]
+    del order, number
+    packed.sort()  # by row and name
+    place = np.arange(len(packed)) - begin[owner]
+    long, short = (
+        lengths - np.ceil(share * lengths - 1e-6).astype(np.int64) + 1
+        for share in (threshold, 2 * threshold / (1 + threshold))
+    )
+    rest = (place >= short[owner])[place < long[owner]].astype(np.uint64)
+    packed = packed[place < long[owner]]
+    # By name, the core and then the rest, by row.
+    packed = np.sort(packed << np.uint64(32) | rest << np.uint64(31) | packed >> np.uint64(32))
+    number, at = (packed >> np.uint64(32)).astype(np.int64), (packed & np.uint64(0x7FFFFFFF)).astype(np.int64)
+    counts = np.bincount(number)
+    core = np.bincount(number[packed & np.uint64(1 << 31) == 0], minlength=len(counts))
+    used = (counts > 1) & (core > 0)
+    return Buckets(
+        np.concatenate([met.members[np.repeat(~large, sizes)], rows[at[used[number]]]]),
+        _starts(np.concatenate([sizes[~large], counts[used]])),
+        np.concatenate([met.core[~large], core[used]]),
+    )
 
 
 def components(count: int, members: Any, starts: Any) -> Any:
@@ -237,6 +299,7 @@ def choose(
     fixed: int,
     members: Any,
     starts: Any,
+    core: Any,
     values: Any,
     bounds: Any,
     part_values: Any,
@@ -251,14 +314,15 @@ def choose(
     kept meet in a bucket and are similar; similarity is not transitive, and a row that is similar to a dropped row only
     is kept.
 
-    Rows are 0 .. n - 1; the first `fixed` of `order` are kept whatever they repeat; members, starts: buckets; values,
-    bounds: the rows' sets; part_values, part_bounds: sets of which half the threshold is asked besides, or empty.
+    Rows are 0 .. n - 1; the first `fixed` of `order` are kept whatever they repeat; members, starts, core: buckets;
+    values, bounds: the rows' sets; part_values, part_bounds: sets of which half the threshold is asked besides, or
+    empty.
     Returns (leader or -1, similarity) of each row. Plain loops, so that numba can compile them as they are.
     """
     count = len(order)
     leader = [-1] * count
     similarity = [1.0] * count
-    # Buckets of each row, from the rows of each bucket.
+    # Buckets of each row, from the rows of each bucket: 2 * bucket, and one more if the row is not of its core.
     where = [0] * (count + 1)
     for row in members:
         where[row + 1] += 1
@@ -269,10 +333,11 @@ def choose(
     for bucket in range(len(starts) - 1):
         for place in range(starts[bucket], starts[bucket + 1]):
             row = members[place]
-            bucket_of[filled[row]] = bucket
+            bucket_of[filled[row]] = 2 * bucket + (0 if place - starts[bucket] < core[bucket] else 1)
             filled[row] += 1
-    # The kept rows of each bucket, as linked lists: newest[bucket] -> entry -> older[entry] -> ...
-    newest = [-1] * len(starts)
+    # The kept rows of each bucket, as linked lists: newest[2 * bucket] -> entry -> older[entry] -> ... for its core,
+    # newest[2 * bucket + 1] for the rest.
+    newest = [-1] * (2 * len(starts))
     older = [-1] * len(members)
     entry_row = [0] * len(members)
     rank = [0] * count
@@ -283,44 +348,46 @@ def choose(
     for row in order:
         best, best_similarity = -1, 0.0
         for place in range(where[row], where[row + 1] if rank[row] >= fixed else where[row]):
-            entry = newest[bucket_of[place]]
-            while entry >= 0:
-                other = entry_row[entry]
-                entry = older[entry]
-                if seen[other] == row:
-                    continue
-                seen[other] = row
-                # First the parts: they are shorter, and where a long prompt is the same in all rows they differ.
-                if len(part_bounds) > 0:
-                    i, i_end = part_bounds[row], part_bounds[row + 1]
-                    j, j_end = part_bounds[other], part_bounds[other + 1]
-                    total = i_end - i + j_end - j
-                    both = shared(part_values, i, i_end, j, j_end, threshold * total / (2.0 + threshold) - 1e-6)
-                    if 2 * both < threshold * (total - both):
+            code = bucket_of[place]
+            for side in range(2 - code % 2):
+                entry = newest[code - code % 2 + side]
+                while entry >= 0:
+                    other = entry_row[entry]
+                    entry = older[entry]
+                    if seen[other] == row:
                         continue
-                total = bounds[row + 1] - bounds[row] + bounds[other + 1] - bounds[other]
-                needed = threshold * total / (1.0 + threshold) - 1e-6
-                both = shared(values, bounds[row], bounds[row + 1], bounds[other], bounds[other + 1], needed)
-                jaccard = both / (total - both)
-                if jaccard < threshold or jaccard < best_similarity:
-                    continue
-                if jaccard == best_similarity and rank[other] > rank[best]:
-                    continue
-                best, best_similarity = other, jaccard
+                    seen[other] = row
+                    # First the parts: they are shorter, and where a long prompt is the same in all rows they differ.
+                    if len(part_bounds) > 0:
+                        i, i_end = part_bounds[row], part_bounds[row + 1]
+                        j, j_end = part_bounds[other], part_bounds[other + 1]
+                        total = i_end - i + j_end - j
+                        both = shared(part_values, i, i_end, j, j_end, threshold * total / (2.0 + threshold) - 1e-6)
+                        if 2 * both < threshold * (total - both):
+                            continue
+                    total = bounds[row + 1] - bounds[row] + bounds[other + 1] - bounds[other]
+                    needed = threshold * total / (1.0 + threshold) - 1e-6
+                    both = shared(values, bounds[row], bounds[row + 1], bounds[other], bounds[other + 1], needed)
+                    jaccard = both / (total - both)
+                    if jaccard < threshold or jaccard < best_similarity:
+                        continue
+                    if jaccard == best_similarity and rank[other] > rank[best]:
+                        continue
+                    best, best_similarity = other, jaccard
         if best >= 0:
             leader[row] = best
             similarity[row] = best_similarity
             continue
         for place in range(where[row], where[row + 1]):
-            bucket = bucket_of[place]
+            code = bucket_of[place]
             entry_row[entries] = row
-            older[entries] = newest[bucket]
-            newest[bucket] = entries
+            older[entries] = newest[code]
+            newest[code] = entries
             entries += 1
     return leader, similarity
 
 
-def connect(count: int, members: Any, starts: Any, values: Any, bounds: Any, threshold: float) -> Any:
+def connect(count: int, members: Any, starts: Any, core: Any, values: Any, bounds: Any, threshold: float) -> Any:
     """For each of `count` rows the smallest row that a chain of similar rows, each of which met the next in a bucket,
     connects it with. Arguments as of `choose`. Plain loops, so that numba can compile them as they are."""
     parent = list(range(count))
@@ -332,7 +399,8 @@ def connect(count: int, members: Any, starts: Any, values: Any, bounds: Any, thr
         for place in range(starts[bucket], starts[bucket + 1]):
             row = members[place]
             following[row] = -1
-            begin, end, apart = row, row, 0
+            in_core = place - starts[bucket] < core[bucket]  # the rest is compared with, but not by, the others
+            begin, end, apart = row if in_core else -1, row if in_core else -1, 0
             for number in range(lists):
                 a, b = row, first[number]
                 while parent[a] != a:
@@ -352,22 +420,27 @@ def connect(count: int, members: Any, starts: Any, values: Any, bounds: Any, thr
                         b = a
                     other = following[other]
                 if a == b:
-                    following[end] = first[number]
+                    if end >= 0:
+                        following[end] = first[number]
+                    else:
+                        begin = first[number]
                     end = last[number]
                 else:
                     first[apart], last[apart] = first[number], last[number]
                     apart += 1
-            first[apart], last[apart] = begin, end
-            lists = apart + 1
+            if end >= 0:
+                first[apart], last[apart] = begin, end
+                apart += 1
+            lists = apart
     for row in range(count):
         parent[row] = parent[parent[row]]  # a parent is never larger than its child, so it is done already
     return parent
 
 
-def many_pairs(starts: Rows) -> bool:
+def many_pairs(met: Buckets) -> bool:
     """Whether so many pairs meet in buckets that comparing them is worth compiling."""
-    sizes = np.diff(starts)
-    return int((sizes * (sizes - 1) // 2).sum()) >= COMPILE_PAIRS
+    pairs = met.core * (2 * np.diff(met.starts) - met.core - 1) // 2
+    return int(pairs.sum()) >= COMPILE_PAIRS
 
 
 def loop(function: Any, compiled: bool, *arguments: Any) -> tuple[NDArray[Any], ...]:

@@ -123,15 +123,20 @@ def csr(parts: list) -> tuple[np.ndarray, np.ndarray]:
     return flat, np.append(0, np.cumsum([len(part) for part in parts])).astype(np.int64)
 
 
+def each_with_each(buckets: list) -> near.Buckets:
+    members, starts = csr(buckets)
+    return near.Buckets(members, starts, np.diff(starts))
+
+
 @settings(deadline=None, max_examples=200)
 @given(problems())
 def test_choose_is_the_greedy_choice(problem: tuple) -> None:
     sets, buckets, order, fixed, threshold = problem
-    members, starts = csr(buckets)
+    met = each_with_each(buckets)
     values, bounds = csr(sets)
     none = np.empty(0, np.int64)
     arguments = (
-        np.array(order), fixed, members, starts,
+        np.array(order), fixed, *met,
         values.astype(np.uint64), bounds, none.astype(np.uint64), none, threshold,
     )  # fmt: skip
     leader, similarity = near.loop(near.choose, False, *arguments)
@@ -155,13 +160,13 @@ def test_choose_is_the_greedy_choice(problem: tuple) -> None:
 @given(problems())
 def test_connect_and_components_follow_chains(problem: tuple) -> None:
     sets, buckets, _, _, threshold = problem
-    members, starts = csr(buckets)
+    members, starts, core = each_with_each(buckets)
     values, bounds = csr(sets)
     met = {(a, b) for bucket in buckets for a in bucket for b in bucket}
     similar = {(a, b) for a, b in met if len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= threshold}
     for links, function, more in (
         (met, near.components, ()),
-        (similar, near.connect, (values.astype(np.uint64), bounds, threshold)),
+        (similar, near.connect, (core, values.astype(np.uint64), bounds, threshold)),
     ):
         expected = list(range(len(sets)))
         for _ in sets:
@@ -170,6 +175,65 @@ def test_connect_and_components_follow_chains(problem: tuple) -> None:
         for compiled in (False, True):
             (found,) = near.loop(function, compiled, len(sets), members, starts, *more)
             assert found.tolist() == expected
+
+
+@settings(deadline=None, max_examples=300)
+@given(problems(), st.integers(1, 4))
+def test_narrow_buckets_hold_all_similar_pairs_of_a_large_one(problem: tuple, large: int) -> None:
+    sets, buckets, _, _, threshold = problem
+    met = each_with_each(buckets)
+    values, bounds = csr(sets)
+    (group,) = near.loop(near.components, False, len(sets), met.members, met.starts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "LARGE", large)
+        narrow = near.narrow(met, group, near.Sets(values.astype(np.uint64), bounds), threshold)
+    small = [bucket for bucket in buckets if len(bucket) <= large]
+    pairs = set()
+    for number, (a, b) in enumerate(itertools.pairwise(narrow.starts)):
+        bucket, core = narrow.members[a:b].tolist(), narrow.core[number]
+        assert len(set(bucket)) == len(bucket) >= 2
+        assert core >= 1
+        if number < len(small):
+            assert (bucket, core) == (small[number], len(bucket))
+        pairs |= {tuple(sorted((one, other))) for one in bucket[:core] for other in bucket if one != other}
+    for bucket in buckets:
+        for a, b in itertools.combinations(bucket, 2):
+            if len(sets[a] & sets[b]) / len(sets[a] | sets[b]) >= threshold:
+                assert (a, b) in pairs
+    assert all(group[a] == group[b] for a, b in pairs)
+
+
+@settings(deadline=None, max_examples=200)
+@given(problems(), st.integers(1, 4))
+def test_narrow_buckets_change_neither_choice_nor_chains(problem: tuple, large: int) -> None:
+    sets, buckets, order, fixed, threshold = problem
+    values, bounds = csr(sets)
+    of, none = near.Sets(values.astype(np.uint64), bounds), near.Sets(np.empty(0, np.uint64), np.empty(0, np.int64))
+    (group,) = near.loop(near.components, False, len(sets), *csr(buckets))
+    # Narrow buckets may bring together rows that met in none before; so all that may meet do.
+    met = each_with_each([np.flatnonzero(group == one).tolist() for one in set(group.tolist())])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "LARGE", large)
+        narrow = near.narrow(met, group, of, threshold)
+    for compiled in (False, True):
+        for function, before, after in (
+            (near.choose, (np.array(order), fixed), (*of, *none, threshold)),
+            (near.connect, (len(sets),), (*of, threshold)),
+        ):
+            expected = near.loop(function, compiled, *before, *met, *after)
+            found = near.loop(function, compiled, *before, *narrow, *after)
+            assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+
+
+@pytest.mark.parametrize("shared", [100, 230])  # similarity 0.26 and 0.74: below 0.8
+def test_rows_with_a_long_passage_in_common_do_not_meet_in_narrow_buckets(shared: int) -> None:
+    count, own = 2_000, 270 - shared
+    sets = [[*range(shared), *range(10_000 + own * row, 10_000 + own * (row + 1))] for row in range(count)]
+    values, bounds = csr(sets)
+    met = each_with_each([range(count)])
+    narrow = near.narrow(met, np.zeros(count, np.int64), near.Sets(values.astype(np.uint64), bounds), 0.8)
+    assert not len(narrow.members)
+    assert narrow.starts.tolist() == [0]
 
 
 def test_connecting_rows_that_are_all_alike_does_not_compare_each_with_each() -> None:
@@ -184,8 +248,8 @@ def test_connecting_rows_that_are_all_alike_does_not_compare_each_with_each() ->
             return super().__getitem__(at)
 
     values = Counted(sets.values.tolist())
-    members, starts = [*range(count)] * 2, [0, count, 2 * count]
-    assert near.connect(count, members, starts, values, sets.starts.tolist(), 0.7) == [0] * count
+    members, starts, core = [*range(count)] * 2, [0, count, 2 * count], [count, count]
+    assert near.connect(count, members, starts, core, values, sets.starts.tolist(), 0.7) == [0] * count
     assert asked < 20 * count
 
 
@@ -202,7 +266,8 @@ def test_much_text_is_never_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> No
 @given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4))
 def test_buckets_are_the_groups_of_equal_keys(keys: list[list[int]]) -> None:
     alive = np.array([0, 1, 2, 4, 5])
-    members, starts = near.buckets(np.array(keys, np.uint32), alive)
+    members, starts, core = near.buckets(np.array(keys, np.uint32), alive)
+    assert core.tolist() == np.diff(starts).tolist()
     found = sorted(members[a:b].tolist() for a, b in zip(starts[:-1], starts[1:], strict=True))
     expected = [[row for row in alive.tolist() if band[row] == key] for band in keys for key in set(band)]
     assert found == sorted(group for group in expected if len(group) > 1)

@@ -43,7 +43,7 @@ from pipeline.records import COMPLETIONS, KEPT, TRAIN, WITHHELD, Row
 from pipeline.stages import dedupe
 from pipeline.stages.dedupe import COMPARED, best_first, texts_of
 
-VERSION = 4
+VERSION = 5
 TOLD = ("generate", "collect", "filter", "dedupe")  # sections and tables that only the data card speaks of
 SECTIONS = (*TOLD, "assemble", "train.baselines", "evaluate.limit")
 READS = {

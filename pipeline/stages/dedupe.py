@@ -43,7 +43,7 @@ from pipeline.progress import progress
 from pipeline.recipe import Dedupe, Recipe
 from pipeline.records import COMPLETIONS, DUPLICATES, KEPT, Row
 
-VERSION = 3
+VERSION = 4
 SECTIONS = ("dedupe",)
 READS = {"kept": "filter"}
 
@@ -86,8 +86,7 @@ class Meeting(NamedTuple):
     """Rows that meet in buckets, and meet no others."""
 
     rows: Rows  # ascending; in what follows they are numbered 0 ..
-    members: Rows  # bucket i holds members[starts[i]:starts[i + 1]]
-    starts: Rows
+    met: near.Buckets
     sets: near.Sets  # the rows' shingles
     answers: near.Sets  # those of the answers alone where prompt and answer are compared, else empty
 
@@ -311,14 +310,13 @@ def _near(
     leader, similarity = np.full(len(order), -1, np.int64), np.ones(len(order))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    for part in _meetings(tables, columns, words, keys, alive, compiled, scratch):
+    for part in _meetings(tables, columns, words, keys, alive, threshold, compiled, scratch):
         found, similar = near.loop(
             near.choose,
-            compiled or near.many_pairs(part.starts),
+            compiled or near.many_pairs(part.met),
             np.argsort(rank[part.rows]),
             int((part.rows < there).sum()),
-            part.members,
-            part.starts,
+            *part.met,
             *part.sets,
             *part.answers,
             threshold,
@@ -346,9 +344,9 @@ def similar_rows(path: Path, columns: tuple[str, ...], rows: Rows, threshold: fl
         alive = np.zeros(len(words), bool)
         alive[leader] = True
         group = np.arange(len(words))
-        for part in _meetings(tables, columns, words, _keys(cut, scratch), alive, compiled, scratch):
-            many = compiled or near.many_pairs(part.starts)
-            (first,) = near.loop(near.connect, many, len(part.rows), part.members, part.starts, *part.sets, threshold)
+        for part in _meetings(tables, columns, words, _keys(cut, scratch), alive, threshold, compiled, scratch):
+            many = compiled or near.many_pairs(part.met)
+            (first,) = near.loop(near.connect, many, len(part.rows), *part.met, *part.sets, threshold)
             group[part.rows] = part.rows[first]
     return group[leader]
 
@@ -359,11 +357,12 @@ def _meetings(
     words: NDArray[np.int32],
     keys: Iterable[NDArray[np.uint32]],
     alive: NDArray[np.bool_],
+    threshold: float,
     compiled: bool,
     scratch: Path,
 ) -> Iterator[Meeting]:
     """The rows `alive` that meet another one in a bucket, as many at a time as fit into memory."""
-    members, starts = near.buckets(keys, np.flatnonzero(alive))
+    members, starts, core = near.buckets(keys, np.flatnonzero(alive))
     if not len(members):
         return
     rows = np.unique(members)  # the candidates; from here on they are numbered 0 ..
@@ -379,16 +378,16 @@ def _meetings(
             chosen = np.flatnonzero(share == number)
             local = np.full(len(rows), -1, np.int64)
             local[chosen] = np.arange(len(chosen))
+            here = bucket_share == number
+            met = near.Buckets(local[members[np.repeat(here, sizes)]], np.append(0, np.cumsum(sizes[here])), core[here])
+            sets = _read_sets(scratch / f"sets{number}")
             answers = near.Sets(np.empty(0, np.uint64), np.empty(0, np.int64))
             if len(columns) > 1:
                 answers = _read_sets(scratch / f"answers{number}")
-            yield Meeting(
-                rows[chosen],
-                local[members[np.repeat(bucket_share == number, sizes)]],
-                np.append(0, np.cumsum(sizes[bucket_share == number])),
-                _read_sets(scratch / f"sets{number}"),
-                answers,
-            )
+                met = near.narrow(met, group[chosen], answers, threshold / 2)
+            else:
+                met = near.narrow(met, group[chosen], sets, threshold)
+            yield Meeting(rows[chosen], met, sets, answers)
             advance(len(chosen))
 
 

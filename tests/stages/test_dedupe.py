@@ -237,6 +237,7 @@ def test_the_verdicts_are_those_of_brute_force(
     section = {"on": on, "near": {"threshold": threshold}} | ({"against": tmp_path / "old.parquet"} if old else {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near, "scheme", lambda _: near.Scheme(near.PERMUTATIONS, 1))  # all that share much meet
+        patch.setattr(near, "LARGE", data.draw(st.sampled_from([1, 5, 500]), label="rows of a large bucket"))
         if len(expected) == len(own):
             with pytest.raises(UserError, match="all repeat rows of"):
                 verdicts(tmp_path, own, **section)
@@ -250,8 +251,9 @@ def test_neither_shares_nor_batches_nor_the_order_of_rows_matter(
     tmp_path: Path, rows: list[Row], on: str, data: st.DataObject
 ) -> None:
     section = {"on": on, "near": {"threshold": data.draw(st.sampled_from([0.3, 0.5, 0.8]))}}
-    expected = verdicts(tmp_path, rows, **section)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "LARGE", data.draw(st.sampled_from([2, 500]), label="rows of a large bucket"))
+        expected = verdicts(tmp_path, rows, **section)
         patch.setattr(dedupe, "SHINGLES_AT_ONCE", data.draw(st.sampled_from([1, 20, 100]), label="shingles at once"))
         patch.setattr(artifacts, "ROW_GROUP", data.draw(st.integers(1, 5), label="rows a batch"))
         patch.setattr(near, "COMPILE_BYTES", data.draw(st.sampled_from([0, 1 << 30]), label="compiled from"))
