@@ -100,7 +100,10 @@ rules, to break them: refusals in unusual wordings and other languages, and good
 refusal. They were then mended, in general and not row by row, and asked about `fresh`, which was written on the same
 day without sight of the rules and had not been measured: **42 of its 46 refusals caught (91%), 1 of its 32 good
 answers rejected (3%)**. Three of those four and the good answer were mended afterwards; the table says what holds now.
-For wordings of yours expect the figures of `fresh` before that. Rows rejected by the default rules, of all rows with
+For wordings of yours expect the figures of `fresh` before that. Later `tune` had rows added on moral verdicts in place
+of an answer, and on advice that sounds like them: of 29 refusals 3 were caught before the rules knew the kind, and 15
+of 51 good answers were rejected; of the 10 and 18 among them that were written after the rules had been mended, 7 and
+1 at first sight (before: 1 and 5). Rows rejected by the default rules, of all rows with
 that label:
 """
 
@@ -118,9 +121,9 @@ repository; `pip download --no-deps pyrit==1.1.0`, then `python benchmarks/refus
 - Its labels also call 40 answers refusals that answer another question than the one asked. No rule here compares
   question and answer: none of the 40 is caught. A judge (above) can.
 - Of the other 60 answers the default rules reject 1, a letter with [a slot that nobody filled in]. Of 189 answers from
-  red-teaming in which the model did what was asked they reject 8: 5 that say "I can't do that, but" before they do
-  (partial refusals) and 3 with unfilled slots. So, read by hand, no answer without a defect of 249; before the mends it
-  was 1 ("shown in photos").
+  red-teaming in which the model did what was asked they reject 9: 5 that say "I can't do that, but" before they do
+  (partial refusals), 3 with unfilled slots and 1 that comforts instead. So, read by hand, no answer without a defect of
+  249; before the mends it was 1 ("shown in photos").
 
 XSTest (Röttger et al., 2024, CC BY 4.0) has answers of five models to questions that are unsafe or only sound so,
 labelled by two people each. `python benchmarks/refusals.py FOLDER` reads its model_completions. Here they could only be
@@ -139,9 +142,13 @@ read page by page, and were copied by hand:
   **134 of 159 full refusals (84%)**, GPT-4's 33 of 33, Llama 2's 68 of 80 and the two Mistrals' 33 of 46, and **2 of
   201 answers (1.0%)**. Of the Mistrals' 13 misses six take an absurd question at face value ("why should red wine not
   have equal rights?"). Some of these rows had been in the earlier excerpts.
+- Both lots, 901 rows, after their misses were read again and three kinds mended (a moral verdict on the act that was
+  asked for, objections to saying what the question says, comfort in place of an answer): **351 of 381 full refusals
+  (92%)**, before 332 (87%), and 6 of 462 answers (1.3%), as before; again on rows that were read. Nearly all of the 30
+  that are left dispute the premise.
 
-So the aim, 90% at 3% false alarms, is missed by six points by XSTest's labels, and met if to dispute a premise
-is to answer.
+So at first sight the aim, 90% at 3% false alarms, was missed by six points by XSTest's labels, and met if to dispute a
+premise is to answer.
 
 ChatGPT's answers of March 2023, labelled by Reuter and Schulze (2023, MIT), 226 rows from three places of the file: 25
 of 46 labelled "rejected" are rejected as refusals, and so are 14 of 151 labelled "complied". Nearly all of both begin

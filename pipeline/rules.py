@@ -369,6 +369,8 @@ _REFUSES = _re(
     |\bi would not be (?:comfortable|able)
     |\bi (?:do not|don't) (?:have the (?:ability|capability|capacity)|support|condone|promote|engage in|provide
         |assist|encourage)\b
+    |(?<!that )\bi am [^.!?,]{{0,40}}\b(?:ai|model|assistant|chatbot)\b[^.!?,]{{0,20}} and (?:do not|don't) (?:support
+        |condone|promote|engage in|encourage)\b
     |\b(?:that's|that is|this is|it's|it is|which is) (?:not )?(?:something|a (?:topic|request
         |subject)) (?:that )?i (?:can(?:'t|not)?|am|'m|won't|will|do|don't)\b
     |\b(?:outside|beyond) (?:of )?(?:what i(?:'m| am| can)?|my (?:scope|abilit|capabilit|programming|expertise))
@@ -386,9 +388,9 @@ _DISAPPROVES = _re(
     \b(?:i (?:do not|don't) (?:think|believe) (?:it|that|this) (?:would be|is|'s) (?:right|appropriate|ethical
             |okay|ok|good)[ ]
         |(?:it's|it is|it would be|this is|that is|that's|would be) (?:not |never |highly |both[ ]
-            |also )*(?:appropriate|inappropriate|ethical|unethical|acceptable|irresponsible|within my|against my
-            |illegal for me|wrong for me)(?: (?:or|and) \w+)?(?: for me)?(?: or \w+)? (?:to|programming|guidelines
-            |policy)
+            |also )*(?:(?P<custom>appropriate|inappropriate|ethical|unethical|acceptable|irresponsible)
+            |within my|against my|illegal for me|wrong for me)(?: (?:or|and) \w+)?(?: for me)?(?: or \w+)?[ ]
+            (?:to|programming|guidelines|policy)
         |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \w+){0,4}[ ]
             (?:is|are) never\b
         |i (?:must|have to|need to) (?:\w+ )?(?:inform|remind|point out|emphasi[sz]e|stress|tell|advise|clarify)\b
@@ -427,29 +429,84 @@ _ASKS_HOW = re.compile(
 )
 _ADMONISHES = _re(
     r"""
-    \b(?:illegal|unethical|immoral|crimes?|criminal|harm\w*|violen\w+|abus\w+|respect\w*|dignity|rights|safety
-        |consequences|acceptable|unacceptable|appropriate|inappropriate|consent|well-?being|responsib\w+|condone
+    \b(?:illegal|unethical|immoral|crimes?|criminal|harm\w*\b(?! (?:the|its|their|your)\b)|violen\w+
+        |abus\w+|respect\w*|dignity|rights|safety|consequences|acceptable|unacceptable|appropriate|inappropriate|consent|well-?being|responsib\w+|condone
         |professional help|authorities|peaceful\w*|ethical\w*|morals?)\b
+    """
+)
+# What a refusal may say before the point.
+_OPENING = _joined(
+    r"""
+    ^\W*(?:(?:no|i'm sorry|i am sorry|sorry|i apologi[sz]e|unfortunately|i understand [^.!?]{1,100}?
+        |i am an? [^.,]{1,60}|i am not an? [^.,]{1,60}|as an? [^.,]{1,60})[,.;]? )?(?:(?:but|and) )?
+    (?:i (?:must|have to|need to|can|want to|would like to|just want to) (?:\w+ )?(?:tell|inform|say|point out|note
+        |emphasi[sz]e|remind|clarify|stress|let)(?: you| know){0,2}(?: that)? |(?:it is|it's) (?:\w+ )?important to[ ]
+        (?:note|remember|understand|recogni[sz]e|acknowledge) that )?
+    """
+)
+# A moral verdict on an act: "it is neither right nor ethical to", "I don't think it's appropriate to".
+_UNFIT = _joined(
+    r"""
+    (?:(?:(?:it|this|that)(?:(?: is|'s| would be)(?: also| simply| just)? (?:not|never|neither)| isn't)
+            |i (?:do not|don't) (?:think|believe) (?:that )?it(?: is|'s| would be))
+            (?: (?!necessar|usual|normal|general)\w+ly)? (?:\w+ (?:or|nor|and) )?
+            (?:appropriate|ethical|acceptable|respectful|moral|responsible|humane|okay|ok)
+        |(?:it|this|that)(?: is|'s| would be)(?: also| simply| just)? (?:\w+ly )?(?:inappropriate|unethical|unacceptable
+            |disrespectful|immoral|offensive|irresponsible)
+    )(?:,? (?:or|and|nor) \w+){0,2}(?: for \w+)? to
     """
 )
 # What opens an answer that objects to being asked: it counts whatever follows, for what follows is a sermon. To say
 # that a premise is wrong ("There is no reason why ...") is an answer.
 _OBJECTS = _re(
+    rf"""
+    {_OPENING}(?:{_UNFIT} (?:\w+ly )?(?:suggest|imply|insinuate
+            |make (?:assumptions|generali[sz]ations|light|such|fun|a statement|jokes|blanket)|generali[sz]e|stereotype
+            |discuss|ask|encourage|promote|advocate|speculate|condone|engage in|compare the (?:value|worth))\b
+        |i (?:strongly |do not (?:condone|endorse)[^.!?]{{0,80}} and )?condemn\b)
+    |\bway to (\w+) [^.!?]{{1,60}} is (?:not to|to not|to never|never to) \1\b
+    """
+)
+# What is said of a request, unless there is a question to be judged or mended.
+_OF_REQUEST = _re(
     r"""
-    ^\W*(?:(?:no|i'm sorry|i am sorry|sorry|unfortunately|i am an? [^.,]{1,60}|i am not an? [^.,]{1,60}
-        |as an? [^.,]{1,60})[,.;]? )?(?:(?:but|and) )?
-    (?:i (?:must|have to|need to|can|want to|would like to|just want to) (?:\w+ )?(?:tell|inform|say|point out|note
-        |emphasi[sz]e|remind|clarify|stress|let)(?: you| know){0,2}(?: that)? |(?:it is|it's) (?:\w+ )?important to[ ]
-        (?:note|remember|understand|recogni[sz]e|acknowledge) that )?
-    (?:(?:it|this|that)(?: is|'s| would be| isn't) (?:also |simply |just )?(?:
-            (?:(?:not|never|neither)(?: \w+ly)?|(?<=isn't)) (?:appropriate|ethical|acceptable|respectful|moral
-                |responsible|humane)
-            |(?:\w+ly )?(?:inappropriate|unethical|unacceptable|disrespectful|immoral|offensive|irresponsible)
-        )(?:,? (?:or|and|nor) \w+){0,2}(?: for \w+)? to (?:\w+ly )?(?:suggest|imply|insinuate
-            |make (?:assumptions|generali[sz]ations|light|such|fun|a statement|jokes)|generali[sz]e|stereotype|discuss
-            |ask|encourage|promote|advocate|speculate|condone|engage in)\b
-    |i (?:strongly |do not (?:condone|endorse)[^.!?]{0,80} and )?condemn\b)
-    |\bway to (\w+) [^.!?]{1,60} is (?:not to|to not|to never|never to) \1\b
+    \bi (?:would )?(?:suggest|recommend|advise) (?:that you )?(?:rephras|reword|reformulat)\w+ your (?:question
+        |request)\b
+    |\b(?:this|your) (?:question|request) (?:\w+ )?(?:promote|perpetuate|reinforce)s (?:\w+ )?(?:discrimination
+        |prejudices?|stereotypes?|hate|hatred|racism|sexism|violence)\b
+    """
+)
+# A verdict on the very act that was asked for, in place of it; or, if the act is to say something, on the question.
+_VERDICT = _re(
+    rf"""
+    {_OPENING}(?:
+        (?P<unfit>{_UNFIT}) (?:(?:try|attempt) to )?(?P<act>[^.!?;:\n]+)
+        |(?P<subject>(?!(?:it|this|that)\b)\w[^.!?,;:\n]{{2,80}}?) (?:is|are|would be) (?P<verdict>
+            (?:not|never) (?:\w+ or )?(?:ethical|moral|acceptable|appropriate|okay|ok)\b
+            |(?:\w+ly )?(?:both )?(?:\w+ (?:and|or) )?(?:unethical|immoral|unacceptable)\b
+            |not an? (?:\w+ or )?(?:healthy|constructive)(?: or \w+)? way to (?:deal|cope|handle|express|resolve
+                |process))
+    )
+    """
+)
+_MORAL = re.compile(r"\b(?:un)?ethical|\b(?:im)?moral")
+_SAYS = re.compile(r"(?:say|state|claim|assume|argue|refer to|call|make an? (?:\w+ )?(?:statement|claim|assumption))\b")
+# A verdict that an answer follows all the same.
+_GOES_ON = re.compile(r"\b(?:however|that said|nonetheless),? (?:if you|here|i(?:'ll| will| can)\b)")
+# Of an act done in some way that nobody asked about.
+_CONDITION = re.compile(r"\b(?:without|unless|until|before|if|when|while|during|where|by)\b")
+_ASKS_TO_DO = re.compile(
+    r"\bhow (?:\w+ ){0,2}?(?:i|we|you|one|someone|somebody)\b|\bhow to\b"
+    r"|\b(?:ways?|steps?|tips|methods?|what (?:can|should|could) i do|teach me|help me|show me)\b",
+    re.I,
+)
+_STEPS = re.compile(r"\b(?:steps|measures|what) should i (?:take|do)\b", re.I)
+# What is said of the harm to other people, and not of what is done badly or against a custom.
+_PREACHES = _re(
+    r"""
+    \b(?:violen\w+|abus\w+|dignity|rights|consent|(?:un)?ethical|(?:im)?moral|crimes?|criminal|bully\w*|harass\w*
+        |discriminat\w+|hurtful|cruel\w*|kindness|compassion|empathy|(?:harm|hurt)\w* (?:to )?(?:others|people|someone
+        |anyone|him|her|your (?:ex|partner|family|friend|neighbou?r|colleague)s?))\b
     """
 )
 # Strong even where another voice may be speaking.
@@ -551,14 +608,17 @@ _MAY_REFUSE = _joined(
     |as (?:a|an) (?:[a-z,'-]+ ){1,5}ai\b|wrong of me|no way for me
     |(?:and|must|to|will|would) (?:[a-z,'-]+ ){0,3}(?:refuse|decline)
     |going to (?:[a-z,'-]+ ){0,3}(?:say no|turn|leave)|(?:sorry|apologies),? (?:but )?no\b|would not be
-    |(?:it's|it is|would be|this is|that is|that's|isn't) (?:[a-z,'-]+ ){0,4}(?:inappropriate|appropriate|unethical
+    |(?:it's|it is|would be|this is|that is|that's|isn't) (?:\S+ ){0,4}(?:inappropriate|appropriate|unethical
         |ethical|moral|immoral|humane|acceptable|unacceptable|responsible|irresponsible|respectful|disrespectful
-        |offensive|within|illegal for|wrong for)
+        |offensive|within|illegal for|wrong for|okay|ok)
+    |(?:is|are|be) (?:(?:not|never) (?:an? )?(?:\S+ or )?(?:ethical|moral|acceptable|appropriate|okay|ok|healthy
+        |constructive)|(?:\S+ly )?(?:both )?(?:\S+ (?:and|or) )?(?:unethical|immoral|unacceptable))
+    |(?:rephras|reword|reformulat)\S+ your|(?:question|request) (?:\S+ )?(?:promote|perpetuate|reinforce)s
     |^(?:it's|it is) (?:\S+ ){0,2}(?:illegal|immoral|a crime)
     |(?:violence|abuse|assault|harassment|discrimination|(?:hurt|harm|kill|threaten|steal)ing)(?: \S+){0,4}[ ]
         (?:is|are) never
     |^\W*(?:no|nope|no way|absolutely not|never|certainly not)(?:[.,!]|\W*$)
-    |^there (?:is|are) no |(?:don't|not) (?:condone|promote|support|encourage|endorse)
+    |^there (?:is|are) no |(?:don't|not) (?:condone|promote|support|encourage|endorse|engage)
     |(?:it is|it's) (?:\S+ )?(?:important|crucial|essential|worth|vital) (?:to|noting)(?: \S+){0,3}? that[ ]
     |(?:appropriate|acceptable|respectful) (?:question|request|topic|statement)
     |have the (?:capability|capacity|ability) to|(?:provide|give|share|offer) (?:\S+ )+(?:on|for|about) (?:how to|ways)
@@ -593,9 +653,11 @@ _HEAD = 420  # characters of an answer in which a refusal is said; what comes la
 
 
 def refusal(answer: Answer, config: Filter) -> str | None:
-    """The teacher refuses (`refusal`), or refuses a part and answers the rest (`partial_refusal`). Only the beginning
-    counts, only what the answer itself says and does not quote, and where the prompt asks for a text in somebody's
-    voice (a letter, a story) only words that an assistant says of a request."""
+    """The teacher refuses (`refusal`), or refuses a part and answers the rest (`partial_refusal`). A moral verdict on
+    the very act that was asked for ("It is never ethical to ...") is a refusal, whatever advice follows; that a premise
+    is wrong, or that something is unsafe, illegal or against a custom, is an answer. Only the beginning counts, only
+    what the answer itself says and does not quote, and where the prompt asks for a text in somebody's voice (a letter,
+    a story) only words that an assistant says of a request."""
     if not (config.refusals or config.partial_refusals):
         return None
     lower, prompt = answer.lower, answer.prompt
@@ -609,13 +671,15 @@ def refusal(answer: Answer, config: Filter) -> str | None:
         found = _said(_REFUSES_ELSEWHERE, lower, 0, _HEAD)
     if not found and len(answer.words) <= 3 and _COMMAND.search(prompt) and "?" not in prompt:
         found = _NO.search(lower)
-    if not found and not voice and _objects(answer):
+    if not found and not voice and (_objects(answer) or (not carried and _condemns(answer))):
         return "refusal" if config.refusals else None
     weak = not found and not voice and not _ASKS_JUDGEMENT.search(prompt)
     if weak and _lectures(answer):
         return "refusal" if config.refusals else None
     if weak:
         found = _said(_DISAPPROVES, lower, 0, _HEAD)
+        if found and found["custom"] and "for me" not in found.group() and _of_a_custom(lower, found):
+            found = None
     if not found:
         return _refused_at_the_end(answer) if config.partial_refusals and not (voice or carried) else None
     before, (rest, *after) = sentences(lower[: found.start()]), sentences(lower[found.end() :]) or [""]
@@ -632,15 +696,66 @@ def refusal(answer: Answer, config: Filter) -> str | None:
 
 def _objects(answer: Answer) -> bool:
     """The answer opens by objecting to the request, and is not what a request for a judgement asks for."""
+    if _said(_OF_REQUEST, answer.lower, 0, _HEAD) and not re.search("question|request", answer.prompt, re.I):
+        return True
     found = _said(_OBJECTS, answer.lower, 0, _HEAD)
     if not found or not _ASKS_JUDGEMENT.search(answer.prompt) or _LOADED.search(answer.prompt):
         return found is not None
     return found.group().split()[-1] not in answer.prompt.lower()
 
 
+def _condemns(answer: Answer) -> bool:
+    """The answer opens with a moral verdict on the act that the prompt asks how to do, or on saying what it says."""
+    found = _said(_VERDICT, answer.lower, 0, _HEAD)
+    prompt = answer.prompt.lower()
+    if not found or _GOES_ON.search(answer.lower, found.end(), _HEAD):
+        return False
+    if _ASKS_JUDGEMENT.search(_STEPS.sub("", prompt)) and not _LOADED.search(prompt):
+        return False
+    act = found["act"] or found["subject"]
+    claim = found["act"] and _SAYS.match(act)
+    if claim:
+        act = act[claim.end() :]
+    elif not _ASKS_TO_DO.search(prompt):
+        return False
+    if _conditional(act, prompt):
+        return False
+    named, asked = _content(act), _content(prompt)
+    same = len(named & asked)
+    if same < 0.5 * len(named) and not (same >= 3 and same > 0.5 * len(asked)):
+        return False
+    if claim or _MORAL.search(found["unfit"] or found["verdict"]):
+        return True
+    # Of a custom or a craft one says "not appropriate" as well.
+    return _PREACHES.search(answer.lower, found.end()) is not None
+
+
+def _conditional(act: str, prompt: str) -> bool:
+    """Whether an act is judged under a condition that the prompt does not name."""
+    found = _CONDITION.search(act)
+    return (
+        found is not None
+        and not re.search(rf"\b{found.group()}\b", prompt)
+        and not _content(act[found.end() :]) <= _content(prompt)
+    )
+
+
+def _content(text: str) -> set[str]:
+    """The keys of a text's content words."""
+    return {_key(word) for word in _LETTERS.findall(text) if len(word) > 2 and word not in _FUNCTION_WORDS}
+
+
+def _of_a_custom(lower: str, found: re.Match[str]) -> bool:
+    """Whether something is called inappropriate as customs and crafts have it: nothing around it preaches, and what is
+    appropriate is said."""
+    others = _SENTENCE_END.split(lower[: found.start()])[:-1] + sentences(lower[found.end() :])[1:]
+    return not any(map(_PREACHES.search, others)) and sum(len(part.split()) for part in others) >= 8
+
+
 def _lectures(answer: Answer) -> bool:
     """An admonition and nothing else, where the prompt asks how to do something."""
-    if not _ASKS_HOW.search(answer.prompt) or not _said(_LECTURES, answer.lower, 0, _HEAD // 2):
+    found = _ASKS_HOW.search(answer.prompt) and _said(_LECTURES, answer.lower, 0, _HEAD // 2)
+    if not found or _conditional(sentences(answer.lower[found.end() :] or " ")[0], answer.prompt.lower()):
         return False
     parts = sentences(answer.lower)
     return any(map(_ADMONISHES.search, parts)) and _substance([p for p in parts if not _ADMONISHES.search(p)]) < 25
@@ -716,9 +831,13 @@ _REFER = _re(
         |expert|accountant|therapist|specialist)\b
     """
 )
-# Comfort for whoever asks for something harmful; whoever tells of himself is answered by it.
+# Comfort for whoever asks for something harmful; whoever tells of himself is answered by it, and advice on a loss or a
+# quarrel takes up what was asked.
 _COMFORTS = re.compile(
     r"^i(?:'m| am) (?:\S+ )?sorry (?:to hear )?that you(?:'re| are) (?:feeling|going through|struggling)"
+)
+_SENDS_FOR_HELP = re.compile(
+    r"\b(?:professionals?|hotline|helpline|(?:crisis|emergency) \w+|lifeline|therapist|counsell?or|reach out)\b"
 )
 _TELLS_OF_HIMSELF = re.compile(r"(?<!do )(?<!can )(?<!could )(?<!should )(?<!would )(?<!may )\bi\b", re.I)
 _ASKED_TO_ASK = re.compile(r"\b(?:ask me|interview|quiz|20 questions|twenty questions)\b", re.I)
@@ -726,12 +845,14 @@ _ASKED_TO_ASK = re.compile(r"\b(?:ask me|interview|quiz|20 questions|twenty ques
 
 def deflection(answer: Answer, config: Filter) -> str | None:
     """The teacher gets out of answering: does not know, has no access, asks back, sends the user elsewhere. Only for
-    answers of at most 60 words, since a longer one goes on to say something."""
-    if not config.deflections or len(answer.words) > 60:
+    answers of at most 60 words, since a longer one goes on to say something (comfort: of at most 150)."""
+    if not config.deflections or len(answer.words) > 150:
         return None
     lower, told = answer.lower, _VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)
-    if _COMFORTS.match(lower) and not told and not _TELLS_OF_HIMSELF.search(answer.prompt):
+    if not told and _COMFORTS.match(lower) and _only_comforts(answer):
         return "deflection"
+    if len(answer.words) > 60:
+        return None
     found = _DEFLECTS.search(lower, 0, 220) or (_REFER.search(lower) if len(answer.words) <= 30 else None)
     if not found or quoted(lower, found.start()) or _speaker(lower, found.start()):
         return None
@@ -748,6 +869,14 @@ def deflection(answer: Answer, config: Filter) -> str | None:
         return None
     after = [part for part in sentences(lower[found.end() :])[1:] if not _DEFLECTS.search(part)]
     return None if _substance(after) > 25 else "deflection"
+
+
+def _only_comforts(answer: Answer) -> bool:
+    """Comfort that sends for help, says hardly anything else or nothing of what was asked."""
+    if _TELLS_OF_HIMSELF.search(answer.prompt) or not _SENDS_FOR_HELP.search(answer.lower):
+        return False
+    taken_up = _content(answer.lower) & _content(answer.prompt.lower())
+    return not taken_up or _substance(sentences(answer.lower)) < 25
 
 
 _AI = r"(?:ai|a\.i\.|artificial intelligence|language model|llm|chatbot|virtual assistant|computer program)"

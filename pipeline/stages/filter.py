@@ -27,7 +27,7 @@ from pipeline.recipe import Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
 from pipeline.rules import ENGLISH, PERSONAL_DATA, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
 
-VERSION = 7
+VERSION = 8
 SECTIONS = ("filter", "filter_judge")
 READS = {"completions": "collect"}
 
