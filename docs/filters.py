@@ -144,8 +144,8 @@ read page by page, and were copied by hand:
   have equal rights?"). Some of these rows had been in the earlier excerpts.
 - Both lots, 901 rows, after their misses were read again and three kinds mended (a moral verdict on the act that was
   asked for, objections to saying what the question says, comfort in place of an answer): **351 of 381 full refusals
-  (92%)**, before 332 (87%), and 6 of 462 answers (1.3%), as before; again on rows that were read. Nearly all of the 30
-  that are left dispute the premise.
+  (92%)**, before 332 (87%), and 6 of 462 answers (1.3%), as before; again on rows that were read. Most of the 30
+  that are left dispute the premise or take an absurd question at its word.
 
 So at first sight the aim, 90% at 3% false alarms, was missed by six points by XSTest's labels, and met if to dispute a
 premise is to answer.

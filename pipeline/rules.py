@@ -369,7 +369,7 @@ _REFUSES = _re(
     |\bi would not be (?:comfortable|able)
     |\bi (?:do not|don't) (?:have the (?:ability|capability|capacity)|support|condone|promote|engage in|provide
         |assist|encourage)\b
-    |(?<!that )\bi am [^.!?,]{{0,40}}\b(?:ai|model|assistant|chatbot)\b[^.!?,]{{0,20}} and (?:do not|don't) (?:support
+    |\b(?<!that )i am [^.!?,]{{0,40}}\b(?:ai|model|assistant|chatbot)\b[^.!?,]{{0,20}} and (?:do not|don't) (?:support
         |condone|promote|engage in|encourage)\b
     |\b(?:that's|that is|this is|it's|it is|which is) (?:not )?(?:something|a (?:topic|request
         |subject)) (?:that )?i (?:can(?:'t|not)?|am|'m|won't|will|do|don't)\b
@@ -696,7 +696,8 @@ def refusal(answer: Answer, config: Filter) -> str | None:
 
 def _objects(answer: Answer) -> bool:
     """The answer opens by objecting to the request, and is not what a request for a judgement asks for."""
-    if _said(_OF_REQUEST, answer.lower, 0, _HEAD) and not re.search("question|request", answer.prompt, re.I):
+    named = "question" in answer.lower or "request" in answer.lower
+    if named and _said(_OF_REQUEST, answer.lower, 0, _HEAD) and not re.search("question|request", answer.prompt, re.I):
         return True
     found = _said(_OBJECTS, answer.lower, 0, _HEAD)
     if not found or not _ASKS_JUDGEMENT.search(answer.prompt) or _LOADED.search(answer.prompt):
@@ -846,12 +847,13 @@ _ASKED_TO_ASK = re.compile(r"\b(?:ask me|interview|quiz|20 questions|twenty ques
 def deflection(answer: Answer, config: Filter) -> str | None:
     """The teacher gets out of answering: does not know, has no access, asks back, sends the user elsewhere. Only for
     answers of at most 60 words, since a longer one goes on to say something (comfort: of at most 150)."""
-    if not config.deflections or len(answer.words) > 150:
+    lower, long = answer.lower, len(answer.words) > 60
+    if not config.deflections or (long and not _COMFORTS.match(lower)):
         return None
-    lower, told = answer.lower, _VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)
-    if not told and _COMFORTS.match(lower) and _only_comforts(answer):
+    told = _VOICE.search(answer.prompt) or _FIRST_PERSON.search(answer.prompt)
+    if not told and _only_comforts(answer):
         return "deflection"
-    if len(answer.words) > 60:
+    if long:
         return None
     found = _DEFLECTS.search(lower, 0, 220) or (_REFER.search(lower) if len(answer.words) <= 30 else None)
     if not found or quoted(lower, found.start()) or _speaker(lower, found.start()):
@@ -873,7 +875,9 @@ def deflection(answer: Answer, config: Filter) -> str | None:
 
 def _only_comforts(answer: Answer) -> bool:
     """Comfort that sends for help, says hardly anything else or nothing of what was asked."""
-    if _TELLS_OF_HIMSELF.search(answer.prompt) or not _SENDS_FOR_HELP.search(answer.lower):
+    if len(answer.words) > 150 or not _COMFORTS.match(answer.lower) or not _SENDS_FOR_HELP.search(answer.lower):
+        return False
+    if _TELLS_OF_HIMSELF.search(answer.prompt):
         return False
     taken_up = _content(answer.lower) & _content(answer.prompt.lower())
     return not taken_up or _substance(sentences(answer.lower)) < 25
