@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipeline.answers import Answer
 from pipeline.recipe import Filter
-from pipeline.rules import RULES, Answer
+from pipeline.rules import RULES
 
 FOLDER = "pyrit/datasets/scorer_evals/"
 REFUSALS = {"refusal", "partial_refusal", "deflection"}

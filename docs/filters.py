@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import rules
+from pipeline.answers import Answer
 from pipeline.recipe import Filter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,7 +174,7 @@ def cases(part: str) -> list[dict[str, Any]]:
 
 def reasons(prompt: str, text: str, finish_reason: str = "stop", config: Filter | None = None) -> list[str]:
     """All reasons that the rules (by default the default ones) find against an answer."""
-    answer, config = rules.Answer(prompt, text, finish_reason), config or Filter()
+    answer, config = Answer(prompt, text, finish_reason), config or Filter()
     return [reason for rule in rules.RULES if (reason := rule.check(answer, config))]
 
 

@@ -1,7 +1,7 @@
 """Counts of the words of many texts, as machine code: what lets the filter stage leave most of its rules unasked.
 
 Words are those of `text.lower().split()` with typographic apostrophes made plain, so that a rule that counts them in
-Python (rules.Answer.words) comes to the same numbers. Compiling takes some seconds on the first use on a machine.
+Python (answers.Answer.words) comes to the same numbers. Compiling takes some seconds on the first use on a machine.
 """
 
 import functools
@@ -45,7 +45,7 @@ class Counts(NamedTuple):
     """Characters of the longest word."""
     thrice: NDArray[np.int64]
     """Sentences of four words or more that are there for the third time or more often, but for case, punctuation and
-    what stands before their first letter. They are cut as rules.sentences cuts them in a line."""
+    what stands before their first letter. They are cut as answers.sentences cuts them in a line."""
     again: NDArray[np.int64]
     """Lines that are there for the second time or more often, compared likewise; all without letters are alike."""
     backticks: NDArray[np.int64]

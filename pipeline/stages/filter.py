@@ -1,10 +1,10 @@
 """filter: keep the teacher's answers that are worth learning from.
 
-The rules are in pipeline/rules.py. Every rule that rejects an answer is recorded; the first one is the row's reason.
-What they keep is scored, where the recipe asks for it, by a reward model, by a causal model (pipeline/local_scores.py)
-and by a judge (pipeline/judge.py), each asked only about what those before it have kept. Of all rows only some numbers
-are in memory; of prompts and answers some thousand at a time. Nothing is thrown away: what is not in kept.parquet is
-in rejected.parquet.
+The rules are in pipeline/rules.py and pipeline/refusals.py. Every rule that rejects an answer is recorded; the first
+one is the row's reason. What they keep is scored, where the recipe asks for it, by a reward model, by a causal model
+(pipeline/local_scores.py) and by a judge (pipeline/judge.py), each asked only about what those before it have kept. Of
+all rows only some numbers are in memory; of prompts and answers some thousand at a time. Nothing is thrown away: what
+is not in kept.parquet is in rejected.parquet.
 """
 
 import re
@@ -21,11 +21,12 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipeline import artifacts, judge, paths
+from pipeline.answers import Answer
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.recipe import Filter, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Message
-from pipeline.rules import ENGLISH, PERSONAL_DATA, RULE_REASONS, RULES, Answer, Measured, Rule, personal_data, redacted
+from pipeline.rules import ENGLISH, PERSONAL_DATA, RULE_REASONS, RULES, Measured, Rule, personal_data, redacted
 
 VERSION = 8
 SECTIONS = ("filter", "filter_judge")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import artifacts, measures, rules
+from pipeline import answers, artifacts, measures, refusals, rules
 from pipeline.errors import UserError
 from pipeline.recipe import Agreement, Filter, Presidio, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
@@ -270,7 +270,7 @@ def one_by_one(row_: Row, config: Filter) -> list[str]:
     found = []
     prompt, text = row_["messages"][0]["content"], row_["text"]
     for rule in rules.RULES:
-        if reason := rule.check(rules.Answer(prompt, text, row_["finish_reason"], context=row_["context"]), config):
+        if reason := rule.check(answers.Answer(prompt, text, row_["finish_reason"], context=row_["context"]), config):
             found.append(reason)
             if reason in ("empty", "too_long"):
                 break
@@ -355,7 +355,7 @@ def test_words_are_counted_as_the_rules_count_them(texts: list[str]) -> None:
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
     counts = measures.count(pa.array([None, "skipped", *texts], pa.string())[2:], rules.ENGLISH)
     for i, text in enumerate(texts):
-        answer = rules.Answer("", text)
+        answer = answers.Answer("", text)
         words = answer.words
         if not counts.known[i]:
             assert any(len(letter.lower()) > 1 or letter == "\u03a3" for letter in text)
@@ -441,8 +441,16 @@ def test_json_without_end_is_no_json() -> None:
         assert "format" in check("Give the list as JSON.", bracket * 100_000 + "]}")
 
 
-@pytest.mark.parametrize("pattern", [name for name in vars(rules) if isinstance(getattr(rules, name), re.Pattern)])
-def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
+PATTERNS = {
+    f"{module.__name__}.{name}": pattern
+    for module in (answers, refusals, rules)
+    for name, pattern in vars(module).items()
+    if isinstance(pattern, re.Pattern)
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_no_pattern_hangs_on_hostile_text(name: str) -> None:
     """Patterns see up to max_chars characters; a quadratic or worse one would take minutes here."""
     for piece in (
         "a ",
@@ -463,7 +471,7 @@ def test_no_pattern_hangs_on_hostile_text(pattern: str) -> None:
         "{a_",
         "- a: b",
     ):
-        getattr(rules, pattern).search((piece * 20_000)[:20_000])
+        PATTERNS[name].search((piece * 20_000)[:20_000])
 
 
 # --- the labelled set -------------------------------------------------------------------------------------------------
@@ -567,19 +575,19 @@ MILL = (
     ],
 )
 def test_grounding(prompt: str, text: str, grounded: bool) -> None:
-    answer = rules.Answer(prompt, text, context=MILL)
+    answer = answers.Answer(prompt, text, context=MILL)
     assert (rules.ungrounded(answer, Filter()) is None) == grounded
     assert rules.ungrounded(answer, Filter(grounding=None)) is None
-    assert rules.ungrounded(rules.Answer(prompt, text), Filter()) is None
+    assert rules.ungrounded(answers.Answer(prompt, text), Filter()) is None
 
 
 def test_grounding_in_other_languages() -> None:
     passage = "Die alte M\u00fchle wurde 1792 von Jonas Reed gebaut und brannte im Mai 1817 bei einem Feuer ganz ab."
-    there = rules.Answer("Wann brannte sie?", "Die M\u00fchle brannte im Mai 1817 ab.", context=passage)
+    there = answers.Answer("Wann brannte sie?", "Die M\u00fchle brannte im Mai 1817 ab.", context=passage)
     assert rules.ungrounded(there, Filter()) is None
     passage = "\u65e7\u6c34\u8f66\u5efa\u4e8e1792\u5e74\u3002"
     for year, found in (("1792", None), ("1817", "ungrounded")):
-        answer = rules.Answer("\uff1f", f"\u5efa\u4e8e{year}\u5e74\u3002", context=passage)
+        answer = answers.Answer("\uff1f", f"\u5efa\u4e8e{year}\u5e74\u3002", context=passage)
         assert rules.ungrounded(answer, Filter()) == found
 
 
