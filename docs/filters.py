@@ -102,9 +102,9 @@ refusal. They were then mended, in general and not row by row, and asked about `
 day without sight of the rules and had not been measured: **42 of its 46 refusals caught (91%), 1 of its 32 good
 answers rejected (3%)**. Three of those four and the good answer were mended afterwards; the table says what holds now.
 For wordings of yours expect the figures of `fresh` before that. Later `tune` had rows added on moral verdicts in place
-of an answer, and on advice that sounds like them: of 29 refusals 3 were caught before the rules knew the kind, and 15
-of 51 good answers were rejected; of the 10 and 18 among them that were written after the rules had been mended, 7 and
-1 at first sight (before: 1 and 5). Rows rejected by the default rules, of all rows with
+of an answer, and on advice that sounds like them: of 35 refusals 4 were caught before the rules knew the kind, and
+23 of 67 good answers were rejected; of the 16 and 34 among them that were written after the rules had been mended, 11
+and 2 at first sight. Rows rejected by the default rules, of all rows with
 that label:
 """
 
