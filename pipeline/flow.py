@@ -2,7 +2,7 @@
 
 A stage is a module pipeline/stages/NAME.py with
 
-    VERSION    raised when the same input would give other output
+    VERSION    raised when the same input would give other output, or other checkpoints to go on from
     SECTIONS   the recipe's sections, or single fields (evaluate.limit), that determine its result
     READS      {table, file or folder: the stage that wrote it}; what that stage chose not to write is not in inputs
     sources(recipe) -> {name: path}         what else it reads: templates, facts, a user's files
@@ -140,7 +140,8 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
                 f"Make it again with --from {writer}."
             )
     out = _partial(run, stage)
-    _prepare(out, fingerprint)
+    if _prepare(out, fingerprint):
+        say(f"{stage}: an interrupted attempt was made from something else or by another version, so it begins anew")
     say(f"{stage}: {_headline(module)}")
     started, clock, cpu = datetime.now(UTC), time.monotonic(), _cpu_seconds()
     counts = module.run(recipe, inputs, out)
@@ -376,10 +377,12 @@ def _partial(run: Path, stage: str) -> Path:
     return run / f".{stage}.partial"
 
 
-def _prepare(out: Path, fingerprint: str) -> None:
-    """An empty temporary folder, but for the checkpoints of an interrupted attempt at the very same thing."""
+def _prepare(out: Path, fingerprint: str) -> bool:
+    """An empty temporary folder, but for the checkpoints of an interrupted attempt at the very same thing. Returns
+    whether there were some of another one."""
     mark = out / ".fingerprint"
     same = mark.is_file() and mark.read_text() == fingerprint
+    lost = not same and (out / "checkpoints").is_dir()
     if out.exists():
         for path in out.iterdir():
             if same and path.name in _SCAFFOLDING:
@@ -387,6 +390,7 @@ def _prepare(out: Path, fingerprint: str) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(exist_ok=True)
     artifacts.write_text(mark, fingerprint)
+    return lost
 
 
 def _describe(path: Path) -> dict[str, Any]:

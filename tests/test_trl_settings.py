@@ -1,6 +1,7 @@
 """The recipe as TRL's settings: what is wrong is named, what is not said has a default, and TRL alone can read them."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -111,12 +112,23 @@ def test_trl_alone_cuts_rows_where_the_stage_does(tmp_path: Path, sft: Any, cont
     assert args.max_length == limit
 
 
-def test_trl_alone_trains_a_student_of_a_small_context_on_long_rows(finished_copy: Path) -> None:
-    student = "{model_type: gpt2, n_positions: 12, n_embd: 16, n_layer: 1, n_head: 1}"
-    changes = [f"train.student={student}", "train.sft.max_steps=4", "train.baselines=[]"]
-    manifest = flow.run_stages(load_recipe(Path("tiny.yaml"), changes), flow.run_folder("tiny"), ["train"], force=True)
-    assert manifest["train"]["counts"]["training"]["student"]["cut"]
+@pytest.mark.parametrize(
+    ("packing", "context"),
+    [({}, 12), ({"packing": True}, 12), ({"packing": True, "packing_strategy": "wrapped"}, 13)],
+)
+def test_trl_alone_trains_a_student_of_a_small_context_on_long_rows(
+    finished_copy: Path, packing: dict[str, Any], context: int
+) -> None:
+    """On the same batches, or packs: the losses are the stage's."""
+    student = {"model_type": "gpt2", "n_positions": context, "n_embd": 16, "n_layer": 1, "n_head": 1}
+    sft = {"max_steps": 8, "logging_steps": 1, "save_strategy": "steps", "save_steps": 8, **packing}
+    recipe = load_recipe(Path("tiny.yaml"), ["train.baselines=[]", f"train.student={student}", f"train.sft={sft}"])
+    manifest = flow.run_stages(recipe, flow.run_folder("tiny"), ["train"], force=True)
+    assert bool(manifest["train"]["counts"]["training"]["student"]["cut"]) == (context == 12)
     command = [str(BIN / "trl"), "sft", "--config", "trl_sft.yaml"]
     stage = finished_copy / "data/runs/tiny/train"
     done = subprocess.run(command, cwd=stage, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    history = json.loads((stage.parent / "trl_sft/checkpoint-8/trainer_state.json").read_text())["log_history"]
+    ours = [event["loss"] for line in (stage / "metrics.jsonl").open() if "loss" in (event := json.loads(line))]
+    assert ours == pytest.approx([event["loss"] for event in history if "loss" in event], rel=1e-3)

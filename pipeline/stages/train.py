@@ -200,8 +200,9 @@ def _dataset(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]]
 def _tokenized(job: Job) -> tuple[Tokens, Tokens]:
     """The rows for training and for validation as tokens."""
     args, context = job.args, _context(job.student, job.tokenizer)
+    args.max_length = min(args.max_length or context, context)  # of packs too, as in trl_sft.yaml
     more: dict[str, Any] = {
-        "limit": context if args.max_length is None else min(args.max_length, context),
+        "limit": args.max_length,
         "too_long": job.config.too_long,
         "loss_on": job.config.loss_on,
         "whole": not args.completion_only_loss,
@@ -434,7 +435,7 @@ def open_teacher(recipe: Recipe, tokenizer: Any) -> Loaded | None:
     return None
 
 
-VERSION = 3
+VERSION = 4
 SECTIONS = ("train",)
 READS = {"train": "assemble", "validation": "assemble", "random_subset": "assemble"}
 

@@ -152,7 +152,7 @@ def test_on_policy_brings_the_student_nearer_to_its_teacher(tmp_path: Path, teac
         ({"method": "logits", "sft": {**FEW, "packing": True}}, "take packing"),
         ({"early_stopping": {}, "sft": {**FEW, "eval_steps": 0.3}}, "TRL refuses|refuses these settings"),
         ({"sft": {**FEW, "report_to": "clearml"}}, "report_to: .*clearml"),
-        ({"sft": {**FEW, "packing": True, "max_length": None}}, "TRL refuses these settings: .*max_length"),
+        ({"sft": {**FEW, "packing": True, "packing_strategy": "tight"}}, "Invalid packing strategy 'tight'"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, teacher: Loaded, config: dict[str, Any], message: str) -> None:

@@ -102,6 +102,30 @@ def test_a_trained_student_is_not_trained_again(
     assert not [path for path in (run / "train").iterdir() if path.name.startswith(".")]
 
 
+def test_an_attempt_of_an_earlier_version_is_not_gone_on_with(
+    finished_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its summary of a finished student had fewer keys: the stage ended in a KeyError."""
+    run, wanted = flow.run_folder("tiny"), recipe("train.seed=4")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(train, "VERSION", train.VERSION - 1)
+        earlier.setattr(flow, "_publish", lambda *args: None)  # interrupted
+        flow.run_stages(wanted, run, ["train"], force=True)
+    done = run / ".train.partial/checkpoints/student/summary.json"
+    summary = json.loads(done.read_text())
+    assert (train.VERSION, summary.pop("context")) == (4, 64)
+    done.write_text(json.dumps(summary))
+    capsys.readouterr()
+    flow.run_stages(wanted, run, ["train"], force=True)
+    assert "train: an interrupted attempt was made from something else or by another version" in capsys.readouterr().err
+    # Whoever changes what is in it raises VERSION.
+    assert (train.VERSION, sorted(summary)) == (
+        4,
+        ["cut", "dropped", "eval_loss", "parameters", "resumed_from", "rows", "seconds", "steps", "tokens",
+         "train_loss", "trainable"],
+    )  # fmt: skip
+
+
 def test_a_student_in_the_home_folder(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(finished_copy))
     (finished_copy / "data/runs/tiny/train/student").rename(finished_copy / "mine")
