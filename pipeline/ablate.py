@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import artifacts, flow, questions, report
+from pipeline import artifacts, flow, metrics, questions, report
 from pipeline.errors import SeqkdError, UserError, nearest
 from pipeline.progress import progress, say
 from pipeline.questions import Question
@@ -404,8 +404,8 @@ def score(
     kept = [[mark * there for mark, there in zip(marks, answered, strict=True)] for marks in right]
     values = np.array([gold, answered, *right, *kept]).T  # (questions, 2 + 2 * tables)
     groups = [question.fact or question.id for question in asked]
-    draws = evaluate.resample(values, groups, resamples, seed)
-    facts, taught_facts = evaluate.counted(groups, gold), evaluate.counted(groups, answered)
+    draws = metrics.resample(values, groups, resamples, seed)
+    facts, taught_facts = metrics.counted(groups, gold), metrics.counted(groups, answered)
     (shares, kept_shares), (totals, kept_totals) = _shares(draws), _shares(values.sum(0, keepdims=True))
     taught = places[teacher] if teacher else None
     seeds = len(students[0].answers)
@@ -424,10 +424,10 @@ def score(
         row: dict[str, Any] = {"name": name, "label": student.label, "rows": student.rows}
         row |= {"identity": student.identity}
         row |= {"accuracy": means[name], "by_seed": accuracy[name], "accuracy_ci": None}
-        row["accuracy_ci"] = evaluate.share_interval(means[name], samples[name], facts)
+        row["accuracy_ci"] = metrics.share_interval(means[name], samples[name], facts)
         for key, other in (("over_before", student.before), ("over_random", student.random)):
             row[key] = means[name] - means[other] if other else None
-            row[f"{key}_ci"] = evaluate.interval(samples[name] - samples[other]) if other else None
+            row[f"{key}_ci"] = metrics.interval(samples[name] - samples[other]) if other else None
         row["same_as"] = next((one.name for one in students[: len(found)] if one.answers == student.answers), None)
         row["retention"] = row["retention_ci"] = None
         if taught is not None and theirs:
@@ -435,11 +435,11 @@ def score(
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratios = np.take_along_axis(kept_shares[:, own], drawn, 1).mean(1) / kept_shares[:, taught]
             retention = float(kept_totals[0, own].mean()) / theirs
-            row |= {"retention": retention, "retention_ci": evaluate.interval(ratios)}
+            row |= {"retention": retention, "retention_ci": metrics.interval(ratios)}
         found.append(row)
     ends = None
     if taught is not None and theirs is not None:
-        ends = evaluate.share_interval(theirs, kept_shares[:, taught], taught_facts)
+        ends = metrics.share_interval(theirs, kept_shares[:, taught], taught_facts)
     return {
         "questions": int(values[:, 0].sum()),
         "bootstrap": resamples,

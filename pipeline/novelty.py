@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from pipeline.metrics import UNSPACED, rouge_of_words, words_of
 from pipeline.questions import Question
 
 GRAM = 5
@@ -29,12 +30,17 @@ BITS = 256
 Gram = tuple[str, ...]
 
 _WORD = re.compile(r"\w+")
+_WORD_OR_CHARACTER = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """A text's words as they are compared: lower case, without punctuation."""
-    plain = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return tuple(map(sys.intern, _WORD.findall(plain)))  # interned, for they are compared and kept a thousand times
+    """A text's words as they are compared: lower case, without punctuation. Of scripts that put no spaces between words
+    every character is one, as in the stage dedupe."""
+    if text.isascii():
+        found = _WORD.findall(text.lower())
+    else:
+        found = _WORD_OR_CHARACTER.findall(unicodedata.normalize("NFKC", text).casefold())
+    return tuple(map(sys.intern, found))  # interned, for they are compared and kept a thousand times
 
 
 def grams_of(text: str) -> list[Gram]:
@@ -122,8 +128,7 @@ def nearly_new(seen: Seen, grams: Iterable[Gram]) -> bool:
 class Worded(NamedTuple):
     """Texts indexed by their words, for finding those with nearly the same words in nearly the same order."""
 
-    texts: list[str]
-    sizes: list[int]  # words of each
+    words: list[list[str]]  # of each text
     having: dict[
         tuple[str, int], list[int]
     ]  # a word and how often it came before in its text -> the texts that have it
@@ -136,10 +141,8 @@ def rouge_new(worded: Worded, text: str, threshold: float) -> bool:
     Exact: a common subsequence is no longer than the words that two texts share, so only those that share enough are
     compared.
     """
-    from pipeline.stages.evaluate import normalise, rouge_of_words
-
     count: Counter[str] = Counter()
-    own, words = [], normalise(text).split()
+    own, words = [], [sys.intern(word) for word in words_of(text)]
     for word in words:
         own.append((word, count[word]))
         count[word] += 1
@@ -147,12 +150,10 @@ def rouge_new(worded: Worded, text: str, threshold: float) -> bool:
     for one in own:
         shared.update(worded.having.get(one, ()))
     for other, both in shared.items():
-        if 2 * both < threshold * (len(own) + worded.sizes[other]):
-            continue
-        if rouge_of_words(words, normalise(worded.texts[other]).split()) >= threshold:
+        theirs = worded.words[other]
+        if 2 * both >= threshold * (len(own) + len(theirs)) and rouge_of_words(words, theirs) >= threshold:
             return False
     for one in own:
-        worded.having.setdefault(one, []).append(len(worded.texts))
-    worded.texts.append(text)
-    worded.sizes.append(len(own))
+        worded.having.setdefault(one, []).append(len(worded.words))
+    worded.words.append(words)
     return True

@@ -18,11 +18,12 @@ from pipeline import artifacts, flow
 from pipeline.artifacts import file_digest
 from pipeline.domain import new_domain
 from pipeline.errors import UserError
-from pipeline.novelty import Worded, rouge_new
+from pipeline.metrics import rouge_l
+from pipeline.novelty import Worded, grams_of, is_held_out, make_guard, nearly_new, nothing_seen, rouge_new
+from pipeline.questions import Question
 from pipeline.recipe import Recipe
 from pipeline.records import make_id
 from pipeline.stages import collect, generate
-from pipeline.stages.evaluate import rouge_l
 from pipeline.written import failed_evolution, instructions, needs_passage, unquoted, unusable
 from scripted import scripted as serving
 
@@ -214,12 +215,30 @@ def test_rouge_l_is_stricter_than_jaccard(here: Path, teacher: tuple[str, list[s
     )
 )
 def test_novelty_by_rouge_l_is_what_comparing_all_pairs_finds(drawn: list[list[str]]) -> None:
-    worded, kept = Worded([], [], {}), list[str]()
+    worded, kept = Worded([], {}), list[str]()
     for text in map(" ".join, drawn):
         new = all(rouge_l(text, other) < 0.7 for other in kept)
         assert rouge_new(worded, text, 0.7) == new
         if new:
             kept.append(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("请问法国的首都是哪座城市", "请问一下法国的首都是哪座城市"),  # Which city is the capital of France?
+        ("เมืองหลวงของประเทศฝรั่งเศสคืออะไร", "เมืองหลวงของประเทศฝรั่งเศสคืออะไรคะ"),
+    ],
+)
+def test_novelty_in_scripts_without_spaces(text: str, other: str) -> None:
+    """A sentence was a single word, the same as another as a whole or not at all."""
+    worded, seen = Worded([], {}), nothing_seen()
+    assert rouge_new(worded, text, 0.7) and not rouge_new(worded, other, 0.7)
+    assert rouge_new(worded, "水在多少度结冰", 0.7)  # At which temperature does water freeze?
+    assert nearly_new(seen, grams_of(text)) and not nearly_new(seen, grams_of(f"{text}{other[-1]}"))
+    asked = Question("q", "", "", ({"role": "user", "content": text},), (), None, "")
+    guard = make_guard([asked])
+    assert is_held_out(guard, grams_of(f"{other[:3]}, {text}")) and not is_held_out(guard, grams_of("水在多少度结冰"))
 
 
 def test_methods_mix_and_fewer_than_wanted_says_why(here: Path, teacher: tuple[str, list[str]]) -> None:

@@ -7,31 +7,23 @@ model_card.md, the student's card with its scores.
 - unseen: before anything is asked, assemble's guard compares what the student was trained on with the questions once
   more; if one of them is there, the stage stops.
 - accuracy and token_f1: exact match and token overlap with the best accepted answer, after the normalisation of SQuAD
-  (Rajpurkar et al., 2016). Null where no question has an accepted answer.
+  (pipeline/metrics.py). Null where no question has an accepted answer.
 - nll: nats a token that a model gives to the teacher's greedy answers, their end of turn included. Only comparable
   between models of one tokenizer.
-- agreement, rouge_l (Lin, 2004), chrf (Popovic, 2015): the same, or similar, answer as the teacher.
-- intervals: 95% percentile bootstrap (Efron & Tibshirani, 1993). Questions about the same fact are drawn together, and
-  differences and ratios are paired: each resample has the same questions for both models. Where all facts have the same
-  figure, so that every resample does too, Wilson's (1927).
+- agreement, rouge_l, chrf: the same, or similar, answer as the teacher.
+- intervals: 95% percentile bootstrap. Questions about the same fact are drawn together, and differences and ratios are
+  paired: each resample has the same questions for both models. Where all facts have the same figure, so that every
+  resample does too, Wilson's.
 - win rate: with evaluate.judge, how often a judge finds the student's answer better than the teacher's, ties half. It
   is asked in both orders and does not know whose answers they are (pipeline/judge.py).
-- speed: the models take turns, so that whatever else the machine does hits all of them alike.
+- speed and size: pipeline/speed.py.
 - harness: with evaluate.harness, tasks of lm-evaluation-harness (pipeline/harness.py).
 - cost: what the run's teachers and judges took, from the stages' manifests.
 
 docs/evaluate.md says what each figure means and what it cannot say.
 """
 
-import itertools
-import os
 import random
-import re
-import statistics
-import string
-import time
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,12 +32,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, asking, cards, flow, harness, judge, near, overlap, paths, questions, report
+from pipeline import (
+    artifacts,
+    asking,
+    cards,
+    flow,
+    harness,
+    judge,
+    metrics,
+    near,
+    overlap,
+    paths,
+    questions,
+    report,
+    speed,
+)
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.questions import Question
 from pipeline.recipe import Evaluate, Recipe, Teacher
-from pipeline.records import PREDICTIONS, Message, Row, canonical_json, make_id
+from pipeline.records import PREDICTIONS, Message, Row, make_id
 from pipeline.stages import assemble, collect, dedupe
 from pipeline.stages.train import open_student
 from pipeline.teachers import local
@@ -59,12 +65,6 @@ READS = {
 }
 
 MODELS = ("teacher", "student", "untrained", "random_subset")
-
-# A round of the speed measurement is one full batch of every model. There are at least ROUNDS of them and SHORTEST_S
-# seconds, but on a slow machine none begins after LONGEST_S.
-ROUNDS = 5
-SHORTEST_S = 2.0
-LONGEST_S = 20.0
 
 Chats = dict[str, list[list[Message]]]  # model -> each question as that model is asked it
 Answers = dict[str, list[Row]]  # model -> what local.answer returns for each question, in their order
@@ -110,121 +110,29 @@ def withheld(run: Path) -> dict[str, int]:
     return {f"withheld_{kind}": reasons.get(f"held_out_{kind}", 0) for kind in ("exact", "overlap")}
 
 
-def normalise(text: str) -> str:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces. Punctuation beyond ASCII counts
-    too, and letters are the same however they are encoded (accents apart, letters of full width). A text with nothing
-    else in it stays as it is, so that "+" is not equal to "-"."""
-    text = _WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), unicodedata.normalize("NFC", text)).lower()
-    kept = "".join(letter for letter in text if not _is_punctuation(letter))
-    words = re.sub(r"\b(a|an|the)\b", " ", kept).split()
-    return " ".join(words) or " ".join(text.split())
+def open_models(recipe: Recipe, student: Path, teacher: Teacher | None) -> dict[str, Loaded]:
+    """The models that run in this process, as far as the recipe has them: the teacher, the student, the student as it
+    was before training, and the baselines that train wrote beside it."""
+    models: dict[str, Loaded] = {}
+    if teacher and teacher.provider == "local":
+        place = collect.local_teacher_folder(recipe, teacher)
+        models["teacher"] = local.load(place, trust_remote_code=teacher.trust_remote_code)
+    trust = recipe.train.trust_remote_code
+    models["student"] = local.load(student, trust_remote_code=trust)
+    untrained, tokenizer = open_student(recipe)
+    place = recipe.train.student if isinstance(recipe.train.student, str) else ""
+    models["untrained"] = local.prepare(untrained.to(models["student"].model.device), tokenizer, place)
+    for baseline in recipe.train.baselines:
+        models[baseline] = local.load(student.parent / "baselines" / baseline, trust_remote_code=trust)
+    return models
 
 
-_WIDE = re.compile("[\uff01-\uffee]+")
-_UNSPACED = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in near.UNSPACED) + "]")
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text after normalisation. Of scripts that put no spaces between words (Chinese, Japanese, Thai,
-    Lao, Khmer, Burmese) every character is one: else a sentence would be a single word, right as a whole or not at
-    all."""
-    return _UNSPACED.sub(r" \g<0> ", normalise(text)).split()
-
-
-def _is_punctuation(letter: str) -> bool:
-    return letter in string.punctuation or unicodedata.category(letter).startswith("P")
-
-
-def exact_match(text: str, answers: Sequence[str]) -> bool:
-    """Whether a text says the same as one of the accepted answers."""
-    return normalise(text) in {normalise(answer) for answer in answers}
-
-
-def token_f1(text: str, answers: Sequence[str]) -> float:
-    """SQuAD's F1 of the words that a text shares with an accepted answer, 0 .. 1; the best over the answers."""
-    return max((_overlap(words_of(text), words_of(answer)) for answer in answers), default=0.0)
-
-
-def _overlap(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    if not ours or not theirs:
-        return float(ours == theirs)
-    return _f(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))
-
-
-def rouge_l(text: str, reference: str) -> float:
-    """F1 of the longest common subsequence of two texts' words after normalisation, 0 .. 1 (Lin, 2004)."""
-    return rouge_of_words(words_of(text), words_of(reference))
-
-
-def rouge_of_words(ours: Sequence[str], theirs: Sequence[str]) -> float:
-    """The same of two lists of words."""
-    if not ours or not theirs:
-        return float(ours == theirs)
-    places: dict[str, int] = {}  # word -> a bit for each of its places in theirs
-    for at, word in enumerate(theirs):
-        places[word] = places.get(word, 0) | 1 << at
-    # Bit-parallel (Hyyrö, 2004): a bit is cleared for each word of theirs that makes the longest subsequence longer.
-    full = state = (1 << len(theirs)) - 1
-    for word in ours:
-        matches = state & places.get(word, 0)
-        state = (state + matches | state - matches) & full
-    return _f(len(theirs) - state.bit_count(), len(ours), len(theirs))
-
-
-def chrf(text: str, reference: str) -> float:
-    """Character n-gram F-score of two texts, 0 .. 1 (Popovic, 2015): sacrebleu's sentence chrF2."""
-    from sacrebleu.metrics.chrf import CHRF
-
-    if not text.split() or not reference.split():
-        return float(text.split() == reference.split())
-    return CHRF().sentence_score(text, [reference]).score / 100
-
-
-def _f(shared: int, ours: int, theirs: int) -> float:
-    return 2 * shared / (ours + theirs)
-
-
-def resample(values: np.ndarray, groups: Sequence[str], resamples: int, seed: int) -> np.ndarray:
-    """Bootstrap: each column's sum over questions drawn with replacement, whole groups at a time.
-
-    values: (questions, columns); groups: for each question, what it is about. Returns (resamples, columns). The figures
-    here are all ratios of two such sums, so paired ones come from the same draws by themselves.
-    """
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    totals = np.zeros((len(numbers), values.shape[1]))
-    np.add.at(totals, [numbers[group] for group in groups], values)
-    random_numbers = np.random.default_rng(seed)
-    sums = np.empty((resamples, values.shape[1]))
-    for index in range(resamples):
-        drawn = random_numbers.integers(0, len(totals), len(totals))
-        sums[index] = np.bincount(drawn, minlength=len(totals)) @ totals
-    return sums
-
-
-def interval(samples: np.ndarray) -> list[float] | None:
-    """The 95% percentile interval [low, high]; None if there is nothing to take it of."""
-    finite = samples[np.isfinite(samples)]
-    if not len(finite):
-        return None
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return [float(low), float(high)]
-
-
-def share_interval(share: float, samples: np.ndarray, facts: int) -> list[float] | None:
-    """The same for a figure from 0 to 1, which is certain of nothing: where all of `facts` independent facts have it
-    alike, so that every resample does, it is Wilson's (1927)."""
-    ends = interval(samples)
-    if ends is None or ends[1] - ends[0] > 1e-9:
-        return ends
-    z = statistics.NormalDist().inv_cdf(0.975)
-    middle, wide = share + z * z / (2 * facts), z * (share * (1 - share) / facts + (z / (2 * facts)) ** 2) ** 0.5
-    low, high = ((middle + side * wide) / (1 + z * z / facts) for side in (-1, 1))
-    return [max(0.0, round(low, 12)), min(1.0, round(high, 12))]  # 0 and not 3e-17
-
-
-def counted(groups: Sequence[str], values: Sequence[float] | np.ndarray) -> int:
-    """How many facts there are among the questions that count, those with a value."""
-    return len({group for group, value in zip(groups, values, strict=True) if value})
+def examined(recipe: Recipe) -> Teacher | None:
+    """The teacher that is asked the held-out questions: the first that runs in this process, else the one with the
+    largest share of the prompts; None where the answers came from a file."""
+    teachers = recipe.collect.teachers
+    here = [teacher for teacher in teachers if teacher.provider == "local"]
+    return here[0] if here else max(teachers, key=lambda teacher: teacher.weight, default=None)
 
 
 def ask(models: dict[str, Loaded], chats: Chats, config: Evaluate) -> Answers:
@@ -253,6 +161,41 @@ def batches(chats: Sequence[Sequence[Message]], size: int) -> Iterator[list[int]
         yield order[start : start + size]
 
 
+def ask_hosted(recipe: Recipe, teacher: Teacher, asked: Sequence[Question], out: Path) -> tuple[list[Row], Any]:
+    """A teacher's answers over the network, as collect asks (the response store, the budget, retries) but one a
+    question and greedy; and what they used. A question that failed has finish_reason "error"."""
+    sampling = recipe.collect.sampling
+    greedy = {"temperature": 0.0, "top_p": 1.0}
+    # A null parameter is not sent, because this model refuses it.
+    changes: dict[str, Any] = {name: value for name, value in greedy.items() if getattr(sampling, name) is not None}
+    changes |= {"logprobs": False, "max_tokens": hosted_room(recipe)}
+    once = {"teachers": [teacher], "sampling": sampling.model_copy(update=changes)}
+    section = recipe.collect.model_copy(update=once)
+    rows, usage = asking.ask(recipe, section, [question.messages for question in asked], out)
+    failed = {"text": "", "finish_reason": "error", "output_tokens": 0}
+    return [row or failed for row in rows], usage
+
+
+def hosted_room(recipe: Recipe) -> int:
+    """Tokens that a teacher over the network may write. At the provider the thoughts of a reasoning model count too, so
+    it gets no less than in collect, where its answers fitted."""
+    return max(recipe.collect.sampling.max_tokens, recipe.evaluate.max_tokens)
+
+
+def cut(rows: Sequence[Row], tokenizer: Any, max_tokens: int) -> list[Row]:
+    """Answers from elsewhere as they would be had they been written here: with at most `max_tokens` of the student's
+    tokens, and their number. A whole answer beside a cut one would be compared with it unfairly."""
+    found = []
+    for row in rows:
+        ids = tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        if row["finish_reason"] == "error" or len(ids) <= max_tokens:
+            found.append(row | {"output_tokens": len(ids)})
+            continue
+        text = tokenizer.decode(ids[:max_tokens], clean_up_tokenization_spaces=False)
+        found.append(row | {"text": text, "finish_reason": "length", "output_tokens": max_tokens})
+    return found
+
+
 def surprise(
     models: dict[str, Loaded], chats: Chats, texts: Sequence[str | None], size: int
 ) -> dict[str, list[tuple[float, int]]]:
@@ -275,82 +218,6 @@ def surprise(
     return found
 
 
-def full_batch(models: dict[str, Loaded], chats: Chats, tokens: int, size: int) -> dict[str, list[list[int]]]:
-    """model -> `size` questions as token ids, the same for every model; {} if `tokens` more never fit in a context."""
-    prompts = {name: local.encode(m.tokenizer, chats[name], add_generation_prompt=True) for name, m in models.items()}
-    limits = {name: local.context_length(loaded) for name, loaded in models.items()}
-    questions = range(len(chats["student"]))
-    fits = [index for index in questions if all(len(prompts[n][index]) + tokens <= limits[n] for n in models)]
-    chosen = [fits[index % len(fits)] for index in range(size)] if fits else []
-    return {name: [prompts[name][index] for index in chosen] for name in models if chosen}
-
-
-def throughput(models: dict[str, Loaded], prompts: dict[str, list[list[int]]], tokens: int) -> dict[str, list[float]]:
-    """Seconds that each model takes to write exactly `tokens` tokens after each prompt, in one batch, over several
-    rounds: all do the same work however long they would like to talk. The first round warms up and does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    begun, rounds = time.monotonic(), 0
-    while True:
-        for name, loaded in models.items():
-            started = time.perf_counter()
-            write(loaded, prompts[name], tokens)
-            if rounds:
-                seconds[name].append(time.perf_counter() - started)
-        rounds += 1
-        spent = time.monotonic() - begun
-        if rounds > 1 and (spent > LONGEST_S or (rounds > ROUNDS and spent > SHORTEST_S)):
-            return seconds
-
-
-def write(loaded: Loaded, prompts: list[list[int]], tokens: int) -> None:
-    """Write exactly `tokens` tokens after each prompt, in one batch."""
-    import torch
-
-    width = max(map(len, prompts))
-    pad = loaded.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=loaded.model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=loaded.model.device)
-    with torch.inference_mode():
-        loaded.model.generate(
-            input_ids=ids, attention_mask=mask, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False
-        ).cpu()
-
-
-def peak_memory(loaded: Loaded, prompts: list[list[int]], tokens: int) -> int | None:
-    """Bytes that the weights and a full batch take at the most: what the allocator was asked for, not what the process
-    holds. None where that cannot be told."""
-    import torch
-
-    weights = int(loaded.model.get_memory_footprint())
-    device = loaded.model.device
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        write(loaded, prompts, tokens)
-        return weights + torch.cuda.max_memory_allocated(device) - before
-    if device.type != "cpu":
-        return None
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says hello on stderr otherwise
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        write(loaded, prompts, tokens)
-    events = profile.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return weights + max(itertools.accumulate((change for _, change in changes), initial=0))
-
-
-def latency(models: dict[str, Loaded], chats: Chats, numbers: Sequence[int], max_tokens: int) -> dict[str, list[float]]:
-    """Seconds from question to answer, one question at a time: {model: [seconds]}. The first question is asked twice,
-    to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for position, index in enumerate([*numbers[:1], *numbers]):
-        for name, loaded in models.items():
-            begun = time.perf_counter()
-            local.answer(loaded, [chats[name][index]], temperature=0, top_p=1, max_tokens=max_tokens, seeds=[0])
-            if position:
-                seconds[name].append(time.perf_counter() - begun)
-    return seconds
-
-
 def mark(model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Sequence[tuple[float, int]]) -> list[Row]:
     """A model's rows of predictions, in the order of the questions. A teacher that could not answer is neither right
     nor wrong; a student that cannot, because the question is too long for it, is wrong."""
@@ -367,8 +234,8 @@ def mark(model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Se
             "question": question.prompt,
             "answers": list(question.answers),
             "text": answer["text"],
-            "exact": exact_match(answer["text"], question.answers) if marked else None,
-            "token_f1": token_f1(answer["text"], question.answers) if marked else None,
+            "exact": metrics.exact_match(answer["text"], question.answers) if marked else None,
+            "token_f1": metrics.token_f1(answer["text"], question.answers) if marked else None,
             "nll": total / tokens if tokens else None,
             "output_tokens": answer["output_tokens"],
         }
@@ -377,9 +244,9 @@ def mark(model: str, asked: Sequence[Question], answers: Sequence[Row], nats: Se
 
 
 LIKENESS: dict[str, Callable[[str, str], float]] = {
-    "agreement": lambda ours, theirs: normalise(ours) == normalise(theirs),
-    "rouge_l": rouge_l,
-    "chrf": chrf,
+    "agreement": lambda ours, theirs: metrics.normalise(ours) == metrics.normalise(theirs),
+    "rouge_l": metrics.rouge_l,
+    "chrf": metrics.chrf,
 }
 """How like the teacher's answer a model's is: over the questions to which the teacher said anything."""
 
@@ -415,7 +282,7 @@ def compare(
         columns["gain"] = [ours - theirs for ours, theirs in pair]
     values = np.array(list(columns.values()), dtype=float).T
     groups = [question.fact or question.id for question in asked]
-    draws = resample(values, groups, resamples, seed)
+    draws = metrics.resample(values, groups, resamples, seed)
     totals = dict(zip(columns, values.sum(axis=0), strict=True))
     samples = dict(zip(columns, draws.T, strict=True))
 
@@ -424,10 +291,10 @@ def compare(
             return None, None
         with np.errstate(divide="ignore", invalid="ignore"):
             figure, drawn = float(totals[above] / totals[below]), samples[above] / samples[below]
-        facts = counted(groups, columns[below])
+        facts = metrics.counted(groups, columns[below])
         if share:
-            return figure, share_interval(figure, drawn, facts)
-        return figure, interval(drawn) if facts > 1 else None  # one fact says nothing of others
+            return figure, metrics.share_interval(figure, drawn, facts)
+        return figure, metrics.interval(drawn) if facts > 1 else None  # one fact says nothing of others
 
     scores: dict[str, Any] = {
         "questions": len(asked),
@@ -479,10 +346,10 @@ def against_teacher(
     judged = values[:, 1].sum()
     rate, ends = None, None
     if judged:
-        draws = resample(values, groups, recipe.evaluate.bootstrap, recipe.seed)
+        draws = metrics.resample(values, groups, recipe.evaluate.bootstrap, recipe.seed)
         rate = float(values[:, 0].sum() / judged)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ends = share_interval(rate, draws[:, 0] / draws[:, 1], counted(groups, values[:, 1]))
+            ends = metrics.share_interval(rate, draws[:, 0] / draws[:, 1], metrics.counted(groups, values[:, 1]))
     (named,) = recipe.judging(config).teachers
     return {
         "name": collect.teacher_name(named),
@@ -497,88 +364,6 @@ def against_teacher(
         "verdicts": {asked[number].id: verdict for number, verdict in zip(chosen, verdicts, strict=True)},
         "usage": usage,
     }
-
-
-def estimate(recipe: Recipe) -> list[dict[str, Any]]:
-    """What the examined teacher, where it is asked over the network, and the judge would take at the most: lines as of
-    collect.estimate. An answer is taken to be as long as it may be."""
-    teacher, config = examined(recipe), recipe.evaluate.judge
-    if not teacher:
-        return []
-    asked, lines = questions.held_out(recipe), []
-    prompts = [sum(len(turn["content"]) for turn in question.messages) for question in asked]
-    if teacher.provider != "local":
-        system = len(collect.system_message(recipe) or "") // collect.CHARACTERS_A_TOKEN
-        read = sum(prompts) // collect.CHARACTERS_A_TOKEN + len(asked) * (system + 8)
-        name = f"{collect.teacher_name(teacher)} (evaluate)"
-        said = len(asked) * hosted_room(recipe)
-        lines.append(collect.estimated(teacher, name, len(asked), read, said))
-    if config:
-        (named,) = recipe.judging(config).teachers
-        many = 2 * min(config.limit, len(asked))
-        template = paths.template_of(recipe.domain, "judge_compare.jinja").read_text(encoding="utf-8") + config.criteria
-        shown = (len(template) + max(prompts, default=0)) // collect.CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
-        name = f"{collect.teacher_name(named)} (evaluate.judge)"
-        lines.append(collect.estimated(named, name, many, many * shown, many * config.max_tokens))
-    return lines
-
-
-def measure(
-    models: dict[str, Loaded], chats: Chats, answers: Answers, recipe: Recipe
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Each model's speed and size, and the conditions under which they were measured."""
-    import torch
-
-    config = recipe.evaluate
-    # As much to write as the teacher wrote on average (the student, where there is none to ask).
-    usual = [row["output_tokens"] for row in answers.get("teacher") or answers["student"] if row["output_tokens"]]
-    tokens = max(1, round(statistics.fmean(usual or [1])))
-    prompts = full_batch(models, chats, tokens, config.batch_size)
-    seconds = throughput(models, prompts, tokens) if prompts else {}
-    one = {name: rows[:1] for name, rows in prompts.items()}
-    alone = throughput(models, one, tokens) if prompts else {}
-    # A question that is too long for one of them is refused in no time.
-    questions = [
-        number
-        for number in range(len(chats["student"]))
-        if all(answers[name][number]["finish_reason"] != "error" for name in models)
-    ]
-    numbers = random.Random(recipe.seed).sample(questions, min(config.latency_questions, len(questions)))
-    whole = latency(models, chats, numbers, config.max_tokens)
-    first = latency(models, chats, numbers, 1)
-    made = tokens * config.batch_size
-    figures: dict[str, dict[str, Any]] = {}
-    for name, loaded in models.items():
-        rate = made / statistics.median(seconds[name]) if seconds else None
-        per_hour = config.usd_per_hour
-        figures[name] = {
-            "parameters": sum(weight.numel() for weight in loaded.model.parameters()),
-            "disk_bytes": disk_bytes(loaded.name),
-            "memory_bytes": int(loaded.model.get_memory_footprint()),
-            "peak_memory_bytes": peak_memory(loaded, prompts[name], tokens) if prompts else None,
-            "tokens_per_s": rate,
-            "tokens_per_s_range": [made / max(seconds[name]), made / min(seconds[name])] if seconds else None,
-            "tokens_per_s_one": tokens / statistics.median(alone[name]) if alone else None,
-            "tokens_per_s_one_range": [tokens / max(alone[name]), tokens / min(alone[name])] if alone else None,
-            "latency_p50_s": float(np.percentile(whole[name], 50)) if numbers else None,
-            "latency_p95_s": float(np.percentile(whole[name], 95)) if numbers else None,
-            "first_token_p50_s": float(np.percentile(first[name], 50)) if numbers else None,
-            "first_token_p95_s": float(np.percentile(first[name], 95)) if numbers else None,
-            "usd_per_million_tokens": per_hour / (rate * 3600) * 1e6 if rate and per_hour is not None else None,
-        }
-    conditions = {
-        "max_tokens": config.max_tokens,
-        "batch_size": config.batch_size,
-        "tokens_each": tokens,
-        "rounds": len(seconds["student"]) if seconds else 0,
-        "latency_questions": len(numbers),
-        "threads": torch.get_num_threads(),
-        "device": models["student"].model.device.type,
-        "usd_per_hour": config.usd_per_hour,
-        # The NLL is a token's, so it says nothing between models that cut the same text in other places.
-        "one_tokenizer": len({canonical_json(loaded.tokenizer.get_vocab()) for loaded in models.values()}) == 1,
-    }
-    return figures, conditions
 
 
 def cost(run: Path, recipe: Recipe, usages: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
@@ -619,19 +404,6 @@ def _summed(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: sum(usage[key] for usage in usages) for name, key in (names | {"usd": "cost_usd"}).items()}
 
 
-def disk_bytes(model: str) -> int | None:
-    """Bytes of a model's folder, or of its part of the Hugging Face cache; None for a model that was never saved."""
-    from huggingface_hub import try_to_load_from_cache
-
-    folder = Path(model)
-    if not model or not folder.is_dir():
-        config = try_to_load_from_cache(model, "config.json") if model else None
-        if not isinstance(config, str):
-            return None
-        folder = Path(config).parent
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def _divided(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
 
@@ -657,64 +429,28 @@ def aims(scores: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def open_models(recipe: Recipe, student: Path, teacher: Teacher | None) -> dict[str, Loaded]:
-    """The models that run in this process, as far as the recipe has them: the teacher, the student, the student as it
-    was before training, and the baselines that train wrote beside it."""
-    models: dict[str, Loaded] = {}
-    if teacher and teacher.provider == "local":
-        place = collect.local_teacher_folder(recipe, teacher)
-        models["teacher"] = local.load(place, trust_remote_code=teacher.trust_remote_code)
-    trust = recipe.train.trust_remote_code
-    models["student"] = local.load(student, trust_remote_code=trust)
-    untrained, tokenizer = open_student(recipe)
-    place = recipe.train.student if isinstance(recipe.train.student, str) else ""
-    models["untrained"] = local.prepare(untrained.to(models["student"].model.device), tokenizer, place)
-    for baseline in recipe.train.baselines:
-        models[baseline] = local.load(student.parent / "baselines" / baseline, trust_remote_code=trust)
-    return models
-
-
-def examined(recipe: Recipe) -> Teacher | None:
-    """The teacher that is asked the held-out questions: the first that runs in this process, else the one with the
-    largest share of the prompts; None where the answers came from a file."""
-    teachers = recipe.collect.teachers
-    here = [teacher for teacher in teachers if teacher.provider == "local"]
-    return here[0] if here else max(teachers, key=lambda teacher: teacher.weight, default=None)
-
-
-def hosted_room(recipe: Recipe) -> int:
-    """Tokens that a teacher over the network may write. At the provider the thoughts of a reasoning model count too, so
-    it gets no less than in collect, where its answers fitted."""
-    return max(recipe.collect.sampling.max_tokens, recipe.evaluate.max_tokens)
-
-
-def ask_hosted(recipe: Recipe, teacher: Teacher, asked: Sequence[Question], out: Path) -> tuple[list[Row], Any]:
-    """A teacher's answers over the network, as collect asks (the response store, the budget, retries) but one a
-    question and greedy; and what they used. A question that failed has finish_reason "error"."""
-    sampling = recipe.collect.sampling
-    greedy = {"temperature": 0.0, "top_p": 1.0}
-    # A null parameter is not sent, because this model refuses it.
-    changes: dict[str, Any] = {name: value for name, value in greedy.items() if getattr(sampling, name) is not None}
-    changes |= {"logprobs": False, "max_tokens": hosted_room(recipe)}
-    once = {"teachers": [teacher], "sampling": sampling.model_copy(update=changes)}
-    section = recipe.collect.model_copy(update=once)
-    rows, usage = asking.ask(recipe, section, [question.messages for question in asked], out)
-    failed = {"text": "", "finish_reason": "error", "output_tokens": 0}
-    return [row or failed for row in rows], usage
-
-
-def cut(rows: Sequence[Row], tokenizer: Any, max_tokens: int) -> list[Row]:
-    """Answers from elsewhere as they would be had they been written here: with at most `max_tokens` of the student's
-    tokens, and their number. A whole answer beside a cut one would be compared with it unfairly."""
-    found = []
-    for row in rows:
-        ids = tokenizer(row["text"], add_special_tokens=False, verbose=False)["input_ids"]
-        if row["finish_reason"] == "error" or len(ids) <= max_tokens:
-            found.append(row | {"output_tokens": len(ids)})
-            continue
-        text = tokenizer.decode(ids[:max_tokens], clean_up_tokenization_spaces=False)
-        found.append(row | {"text": text, "finish_reason": "length", "output_tokens": max_tokens})
-    return found
+def estimate(recipe: Recipe) -> list[dict[str, Any]]:
+    """What the examined teacher, where it is asked over the network, and the judge would take at the most: lines as of
+    collect.estimate. An answer is taken to be as long as it may be."""
+    teacher, config = examined(recipe), recipe.evaluate.judge
+    if not teacher:
+        return []
+    asked, lines = questions.held_out(recipe), []
+    prompts = [sum(len(turn["content"]) for turn in question.messages) for question in asked]
+    if teacher.provider != "local":
+        system = len(collect.system_message(recipe) or "") // collect.CHARACTERS_A_TOKEN
+        read = sum(prompts) // collect.CHARACTERS_A_TOKEN + len(asked) * (system + 8)
+        name = f"{collect.teacher_name(teacher)} (evaluate)"
+        said = len(asked) * hosted_room(recipe)
+        lines.append(collect.estimated(teacher, name, len(asked), read, said))
+    if config:
+        (named,) = recipe.judging(config).teachers
+        many = 2 * min(config.limit, len(asked))
+        template = paths.template_of(recipe.domain, "judge_compare.jinja").read_text(encoding="utf-8") + config.criteria
+        shown = (len(template) + max(prompts, default=0)) // collect.CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
+        name = f"{collect.teacher_name(named)} (evaluate.judge)"
+        lines.append(collect.estimated(named, name, many, many * shown, many * config.max_tokens))
+    return lines
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
@@ -760,7 +496,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     surprises.setdefault("teacher", [(0.0, 0)] * len(asked))
     predictions = {name: mark(name, asked, answers[name], surprises[name]) for name in MODELS if name in answers}
     scores = compare(asked, predictions, surprises, config.bootstrap, recipe.seed)
-    figures, conditions = measure(models, chats, answers, recipe)
+    figures, conditions = speed.measure(models, chats, answers, recipe)
     scores["measured"] = conditions | {"bootstrap": config.bootstrap, "seed": recipe.seed}
     unmeasured = dict.fromkeys(figures["student"])
     for name in MODELS:

@@ -46,7 +46,7 @@ from pipeline.rowfile import read_objects
 from pipeline.templates import load
 from pipeline.written import Ask
 
-VERSION = 2
+VERSION = 3
 SECTIONS = ("generate", "writers", "acceptance")
 READS: dict[str, str] = {}
 
@@ -164,7 +164,7 @@ def from_teacher(
         pool, config = list(itertools.islice(seeds, 500)), recipe.generate.self_instruct
         novel = None
         if config.novelty == "rouge_l":
-            worded = Worded([], [], {})
+            worded = Worded([], {})
             novel = partial(rouge_new, worded, threshold=config.threshold)
             for seed_prompt in pool:
                 novel(seed_prompt.messages[-1]["content"])
