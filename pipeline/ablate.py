@@ -93,7 +93,7 @@ def ablate(
     "by_seed", "retention", "over_before", "over_random", ..._ci}]}. Raises SeqkdError.
     """
     base = load_recipe(recipe, list(overrides))
-    names = list(methods or base.ablate.methods or [base.train.method])
+    names = list(dict.fromkeys(methods or base.ablate.methods or [base.train.method]))
     for name in names:
         if name not in train.METHODS:
             raise UserError(f"--methods {name}: there is no such train.method.{nearest(name, train.METHODS)}")

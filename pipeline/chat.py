@@ -64,9 +64,6 @@ def chat(run: Run, *, teacher: bool, max_tokens: int, temperature: float) -> Non
 
 def open_speakers(run: Run, teacher: bool) -> list[Speaker]:
     """The student, and the teacher if it is asked for."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # it warns of prompts that are longer than the context, and so do we
     trained = flow.read_manifest(run.path, "train")
     if not trained:
         raise UserError(f"run {run.name}: train is not complete, so there is nobody to talk to. `seqkd run` makes it.")

@@ -73,6 +73,7 @@ def student_upload(run: Path, repo: str, data_repo: str | None, card: Path | Non
             raise UserError(f"{name}: a repository of the hub is called OWNER/NAME (letters, digits, '.', '_', '-').")
     for stage in ("assemble", "train"):
         check_current(run, stage)
+    check_unchanged(run, "train", "student")
     text = read_card(card) if card else cards.model_card(cards.story(run), scores(run), repo=repo, data_repo=data_repo)
     folder = run / "train" / "student"
     found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -84,6 +85,8 @@ def student_upload(run: Path, repo: str, data_repo: str | None, card: Path | Non
 def data_upload(run: Path, repo: str) -> Upload:
     """The training data, its validation part and their card."""
     folder = run / "assemble"
+    for name in ("train.parquet", "validation.parquet"):
+        check_unchanged(run, "assemble", name)
     example = next(artifacts.read_rows(folder / "train.parquet", ["prompt", "completion"]))
     tables = [folder / name for name in ("train.parquet", "validation.parquet")]
     files = {table.name: table for table in tables if artifacts.count_rows(table)}
@@ -111,6 +114,17 @@ def check_current(run: Path, stage: str) -> None:
         raise UserError(
             f"run {run.name}: {before} has been made anew since {stage} read it, so no card could be true. `seqkd run` "
             "makes the stages after it again."
+        )
+
+
+def check_unchanged(run: Path, stage: str, name: str) -> None:
+    """Raises UserError if a file or folder of a complete stage is not what the stage wrote."""
+    path, manifest = run / stage / name, flow.read_manifest(run, stage)
+    assert manifest
+    if not path.exists() or artifacts.digest(path) != manifest["files"][name]["sha256"]:
+        raise UserError(
+            f"{path}: is not what {stage} wrote; it was changed, damaged or removed since, so no card could be true. "
+            f"Make it again with --from {stage}."
         )
 
 

@@ -185,8 +185,16 @@ def _merged_at_full_precision(model: Any, config: Train, adapter: Path) -> Any:
     return merged
 
 
+SAVING = (
+    "Three settings help, the first without changing the result: a smaller train.sft.per_device_train_batch_size with "
+    "as many times more gradient_accumulation_steps; gradient_checkpointing: true, or train.lora; a smaller "
+    "train.sft.max_length."
+)
+"""What helps where a training runs out of memory."""
+
+
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(what: str = "the training", helps: str = SAVING) -> Iterator[None]:
     """Say which settings help when memory runs out."""
     import torch
 
@@ -199,10 +207,7 @@ def memory_errors() -> Iterator[None]:
         if not ours:
             raise
         raise UserError(
-            "the training ran out of memory. Three settings help, the first without changing the result: a smaller "
-            "train.sft.per_device_train_batch_size with as many times more gradient_accumulation_steps; "
-            "gradient_checkpointing: true, or train.lora; a smaller train.sft.max_length. "
-            f"({text.splitlines()[0] if text else 'no further word'})"
+            f"{what} ran out of memory. {helps} ({text.splitlines()[0] if text else 'no further word'})"
         ) from error
 
 

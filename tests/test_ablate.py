@@ -17,7 +17,7 @@ from tiny import command, hear_ctrl_c, make_tiny, seqkd
 
 ON_POLICY = "train.on_policy={max_steps: 6, per_device_train_batch_size: 8, max_completion_length: 8}"
 SMALL = [
-    "ablate", "tiny.yaml", "--seeds", "2", "--methods", "sft,logits,on_policy", "--set", "train.sft.max_steps=12",
+    "ablate", "tiny.yaml", "--seeds", "2", "--methods", "sft,logits,sft,on_policy", "--set", "train.sft.max_steps=12",
     "--set", "evaluate.bootstrap=100", "--set", f"ablate.changes={{on_policy: ['{ON_POLICY}']}}",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 import hub_server
 from hub_server import TOKEN, Hub
-from pipeline import flow, push
+from pipeline import artifacts, flow, push
 from pipeline.errors import UserError
 from test_cli import refused
 from tiny import seqkd
@@ -118,6 +118,9 @@ def test_only_what_cannot_run_is_sent(copied, hub):
     student = copied / "data/runs/tiny/train/student"
     (student / "optimizer.pt").write_bytes(pickle.dumps({}))
     (student / "modeling.py").write_text("print(1)\n")
+    manifest = json.loads((student.parent / "manifest.json").read_text())
+    manifest["files"]["student"]["sha256"] = artifacts.digest(student)  # as if train had written them
+    (student.parent / "manifest.json").write_text(json.dumps(manifest))
     done = pushed(hub, copied, copied)
     assert done.returncode == 0 and "not sent: modeling.py, optimizer.pt" in done.stderr
     assert {Path(name).suffix for name in hub.repos["model", "me/student"]["files"]} <= set(push.SENT)
@@ -142,11 +145,25 @@ def test_stages_that_are_missing_or_do_not_fit_together(copied):
     refused(seqkd("push", "tiny", "me/student", cwd=copied), "train is not complete")
 
 
+def test_what_is_not_what_the_stage_wrote_is_not_sent(copied):
+    """A student that was deleted was sent as a card alone."""
+    run = copied / "data/runs/tiny"
+    words = ("push", "tiny", "me/student", "--dry-run")
+    with (run / "assemble/train.parquet").open("ab") as file:
+        file.write(b"more")
+    assert seqkd(*words, cwd=copied).returncode == 0
+    refused(seqkd(*words, "--dataset", "me/answers", cwd=copied), "train.parquet: is not what assemble wrote")
+    (run / "train/student/model.safetensors").unlink()
+    refused(seqkd(*words, cwd=copied), "train/student: is not what train wrote")
+    shutil.rmtree(run / "train/student")
+    refused(seqkd(*words, cwd=copied), "Make it again with --from train")
+
+
 def test_scores_of_another_student_are_not_told(copied):
     run = copied / "data/runs/tiny"
-    manifest = json.loads((run / "train/manifest.json").read_text())
-    manifest["files"]["student"]["sha256"] = "0"
-    (run / "train/manifest.json").write_text(json.dumps(manifest))
+    manifest = json.loads((run / "evaluate/manifest.json").read_text())
+    manifest["basis"]["inputs"]["train/student"] = "0"
+    (run / "evaluate/manifest.json").write_text(json.dumps(manifest))
     done = seqkd("push", "tiny", "me/student", "--dry-run", cwd=copied)
     assert "evaluate examined another student" in done.stderr and "Not evaluated yet" in done.stdout
     shutil.rmtree(run / "evaluate")

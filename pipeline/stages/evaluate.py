@@ -56,6 +56,7 @@ from pipeline.stages import assemble, collect, dedupe
 from pipeline.stages.train import open_student
 from pipeline.teachers import local
 from pipeline.teachers.local import Loaded
+from pipeline.training import memory_errors
 
 VERSION = 4
 SECTIONS = ("generate", "collect", "train", "evaluate")
@@ -68,6 +69,8 @@ MODELS = ("teacher", "student", "untrained", "random_subset")
 
 Chats = dict[str, list[list[Message]]]  # model -> each question as that model is asked it
 Answers = dict[str, list[Row]]  # model -> what local.answer returns for each question, in their order
+
+out_of_memory = memory_errors("evaluate", "A smaller evaluate.batch_size helps.")
 
 
 def unseen(recipe: Recipe, inputs: dict[str, Path]) -> dict[str, int]:
@@ -135,6 +138,7 @@ def examined(recipe: Recipe) -> Teacher | None:
     return here[0] if here else max(teachers, key=lambda teacher: teacher.weight, default=None)
 
 
+@out_of_memory
 def ask(models: dict[str, Loaded], chats: Chats, config: Evaluate) -> Answers:
     """Every model's greedy answer to every question."""
     answers: Answers = {}
@@ -196,6 +200,7 @@ def cut(rows: Sequence[Row], tokenizer: Any, max_tokens: int) -> list[Row]:
     return found
 
 
+@out_of_memory
 def surprise(
     models: dict[str, Loaded], chats: Chats, texts: Sequence[str | None], size: int
 ) -> dict[str, list[tuple[float, int]]]:
@@ -496,7 +501,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     surprises.setdefault("teacher", [(0.0, 0)] * len(asked))
     predictions = {name: mark(name, asked, answers[name], surprises[name]) for name in MODELS if name in answers}
     scores = compare(asked, predictions, surprises, config.bootstrap, recipe.seed)
-    figures, conditions = speed.measure(models, chats, answers, recipe)
+    figures, conditions = out_of_memory(speed.measure)(models, chats, answers, recipe)
     scores["measured"] = conditions | {"bootstrap": config.bootstrap, "seed": recipe.seed}
     unmeasured = dict.fromkeys(figures["student"])
     for name in MODELS:

@@ -75,6 +75,7 @@ def open_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it warns of texts that are longer than the context, and whoever asks says so too
     name = str(model)
     _check_place(name, trust_remote_code)
     if device == "auto":

@@ -135,12 +135,13 @@ def test_same_answers_again(finished, tmp_path, monkeypatch):
     assert (tmp_path / "predictions.parquet").read_bytes() == first.read_bytes()
 
 
-def test_questions_without_answers_and_too_long_ones(finished, tmp_path, monkeypatch):
+def test_questions_without_answers_and_too_long_ones(finished, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(finished)
     questions = tmp_path / "mine.jsonl"
     rows = [{"prompt": "What is the capital of Japan?"}, {"prompt": "Peru? " * 200}, {"prompt": "Kenya: its capital?"}]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     scores = evaluated(finished, tmp_path, f"evaluate.questions={questions}", "train.baselines=[]")
+    assert "indexing errors" not in capfd.readouterr().err  # transformers' own words for a text that is too long
     assert scores["questions"] == 3 and scores["questions_with_answers"] == 0
     assert scores["student"]["accuracy"] is None and scores["retention"] is None and scores["random_subset"] is None
     assert scores["student"]["nll"] > 0 and 0 <= scores["student"]["agreement"] <= 1
@@ -296,6 +297,15 @@ def test_questions_that_are_missing_or_malformed(finished, tmp_path, monkeypatch
         (tmp_path / "mine.jsonl").write_text(text)
     with pytest.raises(UserError, match=said):
         evaluated(finished, tmp_path, f"evaluate.questions={tmp_path / 'mine.jsonl'}")
+
+
+def test_memory_that_runs_out(finished, tmp_path, monkeypatch):
+    """It ended in torch's traceback."""
+    import torch
+
+    monkeypatch.setattr(local, "answer", lambda *args, **more: torch.empty(2**50))
+    with pytest.raises(UserError, match="evaluate ran out of memory. A smaller evaluate.batch_size helps. .*allocate"):
+        evaluated(finished, tmp_path)
 
 
 def test_a_damaged_student_is_named(finished, tmp_path, monkeypatch):
