@@ -303,6 +303,7 @@ def test_memory_that_runs_out(finished, tmp_path, monkeypatch):
     """It ended in torch's traceback."""
     import torch
 
+    monkeypatch.chdir(finished)
     monkeypatch.setattr(local, "answer", lambda *args, **more: torch.empty(2**50))
     with pytest.raises(UserError, match="evaluate ran out of memory. A smaller evaluate.batch_size helps. .*allocate"):
         evaluated(finished, tmp_path)
