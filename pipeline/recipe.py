@@ -437,6 +437,38 @@ class Presidio(Section):
     """How sure Presidio has to be."""
 
 
+LANGUAGES = """
+ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr fuv fy ga
+gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko ku ky la lb lg lij
+ln lo lt ltg lv mg mk ml mn mr ms mt my nb ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk sl sn
+so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu
+""".split()  # noqa: SIM905
+"""Codes that filter.language may have: what py3langid, whose import would slow down every command, finds in texts."""
+
+# What else the common ones are called: ISO 639-2 and 639-3, countries, English.
+_CALLED = {
+    **{"eng": "en", "english": "en", "deu": "de", "ger": "de", "german": "de", "deutsch": "de", "fra": "fr"},
+    **{"fre": "fr", "french": "fr", "spa": "es", "spanish": "es", "ita": "it", "italian": "it", "por": "pt"},
+    **{"portuguese": "pt", "nld": "nl", "dut": "nl", "dutch": "nl", "rus": "ru", "russian": "ru", "ukr": "uk"},
+    **{"ua": "uk", "ukrainian": "uk", "pol": "pl", "polish": "pl", "ces": "cs", "cze": "cs", "cz": "cs", "czech": "cs"},
+    **{"zho": "zh", "chi": "zh", "cmn": "zh", "cn": "zh", "chinese": "zh", "jpn": "ja", "jp": "ja", "japanese": "ja"},
+    **{"kor": "ko", "kr": "ko", "korean": "ko", "ara": "ar", "arb": "ar", "arabic": "ar", "hin": "hi", "hindi": "hi"},
+    **{"ben": "bn", "urd": "ur", "fas": "fa", "per": "fa", "tur": "tr", "turkish": "tr", "vie": "vi", "vn": "vi"},
+    **{"tha": "th", "ind": "id", "swe": "sv", "swedish": "sv", "dan": "da", "dk": "da", "danish": "da", "nor": "no"},
+    **{"norwegian": "no", "nob": "nb", "nno": "nn", "fin": "fi", "finnish": "fi", "ell": "el", "gre": "el", "gr": "el"},
+    **{"greek": "el", "heb": "he", "iw": "he", "hebrew": "he", "hun": "hu", "ron": "ro", "rum": "ro", "bul": "bg"},
+}
+
+
+def _known_language(code: str) -> str:
+    if code in ("prompt", "off") or code in LANGUAGES:
+        return code
+    first = re.split(r"[-_]", code.strip().lower())[0]  # of en-US
+    meant = first if first in LANGUAGES else _CALLED.get(first)
+    hint = f"Did you mean '{meant}'?" if meant else f"Known: {', '.join(LANGUAGES)}"
+    raise ValueError(f"{code!r} is neither `prompt`, `off` nor the code of a language that can be told. {hint}")
+
+
 class Filter(Section):
     """filter: which answers are good enough to learn from. docs/filters.md shows each rule with examples."""
 
@@ -466,7 +498,7 @@ class Filter(Section):
     """Reject answers that repeat the same words, sentences or lines."""
     echo: bool = True
     """Reject answers that only repeat the prompt."""
-    language: str = Field(default="prompt", pattern=r"^(?:prompt|off|[a-z]{2,3})$")
+    language: Annotated[str, AfterValidator(_known_language)] = "prompt"
     """`prompt`: the answer must be in the prompt's language, unless the prompt names one; an ISO 639-1 code such as
     `en`: in that language; `off`."""
     garbled: bool = True
@@ -872,7 +904,8 @@ def _message(path: Path, data: Any, lines: Lines, given: dict[tuple[str | int, .
     if kind == "literal_error":
         return f"{prefix}: {problem['input']!r} is not one of {context['expected']}."
     if kind == "value_error":
-        return f"{prefix}: {context['error']}."
+        said = str(context["error"])
+        return f"{prefix}: {said}" if said.endswith("?") else f"{prefix}: {said}."
     said = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{prefix}: {said}, but it is {problem['input']!r}."
 

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
-from pipeline import paths
+from pipeline import paths, rules
 from pipeline.errors import RecipeError, UserError
-from pipeline.recipe import load_recipe
+from pipeline.recipe import _CALLED, LANGUAGES, load_recipe
 
 GOOD = """\
 domain: star_trek
@@ -67,6 +69,35 @@ def test_reads_and_overrides(recipe):
 )
 def test_mistakes_name_file_line_and_field(recipe, old, new, said):
     assert said in wrong(recipe, old, new)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("eng", "r.yaml:2: filter.language: 'eng' is neither `prompt`, `off` nor the code .*. Did you mean 'en'?"),
+        ("en-US", "Did you mean 'en'?"),
+        ("EN", "Did you mean 'en'?"),
+        ("fra", "Did you mean 'fr'?"),
+        ("jp", "Did you mean 'ja'?"),
+        ("German", "Did you mean 'de'?"),
+        ("prompts", "Known: ace, af, "),
+        ("xx", "Known: ace, af, "),
+        ("''", "Known: ace, af, "),
+    ],
+)
+def test_a_language_that_no_answer_can_be_in_is_refused_with_the_nearest_one(recipe, code, said):
+    told = wrong(recipe, "generate:", f"filter: {{language: {code}}}\ngenerate:")
+    assert re.search(re.escape(said).replace(r"\.\*", ".*"), told) and "?." not in told
+
+
+def test_the_languages_are_those_that_the_identifier_can_find(recipe):
+    found = set(rules._identifier().labels) - {"zxx"}  # no language at all
+    assert set(LANGUAGES) == found | set(rules._ALIKE)
+    assert (
+        sorted(LANGUAGES) == LANGUAGES and set(_CALLED.values()) <= set(LANGUAGES) and not set(_CALLED) & set(LANGUAGES)
+    )
+    for code in (*LANGUAGES, "prompt", "off"):
+        assert load_recipe(recipe, [f"filter.language={code}"]).filter.language == code
 
 
 def test_all_mistakes_are_told_at_once(recipe):
