@@ -1,6 +1,7 @@
 """Parquet in and out, digests, and files that are written whole or not at all."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -10,16 +11,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.records import Row
+from pipeline.records import KEPT, Row
 
 ROW_GROUP = 16_384
 """Rows a row group: fixed, so that the same rows give the same bytes however they were batched on the way."""
 
+
+GROUP_TEXT = 512 << 20
+"""Bytes of text from which a row group has fewer rows: Arrow counts a column's text in 31 bits."""
+
+BATCH_BYTES = 64 << 20
+"""Bytes from which a batch that is read has fewer rows than ROW_GROUP; a single row may have more."""
+
+SURE_BYTES = 1 << 30
+"""Bytes of a row group that are read in one piece without asking how long its rows are."""
 
 SORTED_AT_ONCE = 8_192
 """Rows that Sorter sorts in memory."""
@@ -61,10 +73,10 @@ def write_tables(tables: Sequence[tuple[Path, pa.Schema]], parts: Iterable[Seque
                         continue
                     schema = tables[number][1]
                     pending[number].append(batch.cast(schema) if batch.schema != schema else batch)
-                    while sum(map(len, pending[number])) >= ROW_GROUP:
+                    while rows := _full_group(pending[number]):
                         table = pa.Table.from_batches(pending[number], schema=schema)
-                        write(number, table.slice(0, ROW_GROUP))
-                        pending[number] = table.slice(ROW_GROUP).to_batches()
+                        write(number, table.slice(0, rows))
+                        pending[number] = table.slice(rows).to_batches()
             for number, rest in enumerate(pending):
                 if rest:
                     write(number, pa.Table.from_batches(rest, schema=tables[number][1]))
@@ -72,6 +84,32 @@ def write_tables(tables: Sequence[tuple[Path, pa.Schema]], parts: Iterable[Seque
             file.flush()
             os.fsync(file.fileno())
     return written
+
+
+def _full_group(batches: Sequence[pa.RecordBatch]) -> int:
+    """How many of the rows make a row group, 0 if they do not fill one: ROW_GROUP, or those up to the one with which
+    they have GROUP_TEXT bytes of text. It depends on the rows alone, not on how they are cut into batches."""
+    rows = sum(map(len, batches))
+    if sum(batch.nbytes for batch in batches) >= GROUP_TEXT:
+        text = np.cumsum(np.concatenate([_text_sizes(batch.to_struct_array()) for batch in batches]))
+        rows_with = int(np.searchsorted(text, GROUP_TEXT)) + 1
+        if rows_with <= min(rows, ROW_GROUP):
+            return rows_with
+    return ROW_GROUP if rows >= ROW_GROUP else 0
+
+
+def _text_sizes(column: pa.Array) -> NDArray[np.int64]:
+    """(n,) bytes of text in each value of a column, those inside lists and structs included."""
+    if pa.types.is_string(column.type):
+        return pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    sizes = np.zeros(len(column), np.int64)
+    if pa.types.is_struct(column.type):
+        for part in column.flatten():
+            sizes += _text_sizes(part)
+    elif pa.types.is_list(column.type):
+        ends = np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False))
+        sizes += np.diff(np.append(0, np.cumsum(_text_sizes(column.flatten())))[np.append(0, ends)])
+    return sizes
 
 
 def _batches_of(schema: pa.Schema, rows: Iterable[Any]) -> Iterator[pa.RecordBatch]:
@@ -143,26 +181,97 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(path, columns=columns, partitioning=None)
 
 
-def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A table as record batches of at most ROW_GROUP rows; the next is read while the caller works on one."""
+def read_batches(
+    path: Path, columns: list[str] | None = None, schema: pa.Schema | None = None
+) -> Iterator[pa.RecordBatch]:
+    """A table as record batches of at most ROW_GROUP rows and, unless one row has more, about BATCH_BYTES; the next is
+    read while the caller works on one. Columns of `schema` get its types, which they must fit."""
     # pre_buffer would hold the compressed bytes of the whole file.
     with pq.ParquetFile(path, pre_buffer=False) as file, ThreadPoolExecutor(1) as reader:
-        batches = file.iter_batches(batch_size=ROW_GROUP, columns=columns)
+        batches = _cut(path, file, columns, schema)
         coming = reader.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = reader.submit(next, batches, None)
             yield batch
 
 
+def _cut(
+    path: Path, file: pq.ParquetFile, columns: list[str] | None, schema: pa.Schema | None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of ROW_GROUP rows, over the borders of row groups, or of fewer where these have too many bytes."""
+    held: list[pa.RecordBatch] = []
+    pieces = itertools.chain.from_iterable(_pieces(file, n, columns) for n in range(file.num_row_groups))
+    for batch in itertools.chain.from_iterable(_typed(path, piece, schema) for piece in pieces):
+        begin = 0
+        while begin < batch.num_rows:
+            rows = min(batch.num_rows - begin, ROW_GROUP - sum(map(len, held)))
+            # Halved rather than cut at the very row: what counts is that no batch is many times too large.
+            while rows > 1 and batch.slice(begin, rows).nbytes > BATCH_BYTES:
+                rows //= 2
+            piece = batch.slice(begin, rows)
+            begin += rows
+            if held and sum(one.nbytes for one in held) + piece.nbytes > BATCH_BYTES:
+                yield _joined(held)
+            held.append(piece)
+            if sum(map(len, held)) >= ROW_GROUP:
+                yield _joined(held)
+    if held:
+        yield _joined(held)
+
+
+def _joined(held: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Some batches as one, taken out of the list, so that nobody holds them twice."""
+    joined = pa.concat_batches(held) if len(held) > 1 else held[0]
+    held.clear()
+    return joined
+
+
+def _typed(path: Path, batch: pa.RecordBatch, schema: pa.Schema | None) -> Iterator[pa.RecordBatch]:
+    """A batch with the types of a schema, in several parts where its text has more bytes than one can hold."""
+    wanted = pa.schema([schema.field(f.name) if schema and f.name in schema.names else f for f in batch.schema])
+    if batch.schema.equals(wanted):
+        yield batch
+        return
+    try:
+        yield batch.cast(wanted)
+    except (pa.ArrowInvalid, pa.ArrowCapacityError) as error:
+        half = batch.num_rows // 2
+        if not half:
+            raise UserError(f"{path}: a value does not fit its column ({error}). Mend the file.") from None
+        for rows in (range(half), range(half, batch.num_rows)):
+            # Taken, not sliced: of a slice of lists the whole of what is in the lists would be cast.
+            yield from _typed(path, batch.take(pa.array(rows)), schema)
+
+
+def _pieces(file: pq.ParquetFile, group: int, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group in their order. Arrow fails where a list's text in one batch has 2 GiB."""
+    described = file.metadata.row_group(group)
+    size = ROW_GROUP
+    if described.total_byte_size * min(ROW_GROUP, described.num_rows) > SURE_BYTES:
+        # A dictionary may hold a text once that many rows have; a writer gives up on one that has about a MiB.
+        size = 1024 if described.total_byte_size <= SURE_BYTES else 1
+    done = 0
+    try:
+        for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns):
+            yield batch
+            done += batch.num_rows
+    except pa.ArrowNotImplementedError:
+        if size == 1:
+            raise
+        for number, batch in enumerate(file.iter_batches(batch_size=1, row_groups=[group], columns=columns)):
+            if number >= done:
+                yield batch
+
+
 def check(path: Path, schema: pa.Schema, writer: str) -> int:
     """How many rows a table has that the stage `writer` wrote. Raises UserError if it lacks a column of the schema, has
-    one of another type, or has no rows."""
+    one of a type that does not fit, or has no rows."""
     there = pq.read_schema(path)
     for field in schema:
         if field.name not in there.names:
             raise UserError(f"{path} has no column {field.name!r}. Make it again with --from {writer}.")
         found = there.field(field.name).type
-        if found != field.type:
+        if not fits(found, field.type):
             raise UserError(
                 f"{path}: the column {field.name!r} has type {found}, not {field.type}. Make it again with "
                 f"--from {writer}."
@@ -173,14 +282,42 @@ def check(path: Path, schema: pa.Schema, writer: str) -> int:
     return rows
 
 
+def fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column has the same data as one of ours, however another program writes it down: texts with 64-bit
+    offsets, as dictionaries or views, and null where no row has a value (pandas, polars, datasets)."""
+    if pa.types.is_null(found):
+        return True
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+    if pa.types.is_list(wanted):
+        return _is_list(found) and fits(found.value_type, wanted.value_type)
+    if pa.types.is_struct(wanted):
+        fields = {field.name: field.type for field in wanted}
+        return (
+            pa.types.is_struct(found)
+            and {field.name for field in found} == fields.keys()
+            and all(fits(field.type, fields[field.name]) for field in found)
+        )
+    if pa.types.is_integer(wanted) and (pa.types.is_integer(found) or pa.types.is_floating(found)):
+        return True  # pandas has no null among whole numbers
+    return bool(found == wanted)
+
+
+def _is_list(found: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    return any(is_kind(found) for is_kind in kinds)
+
+
 def read_texts(
     path: Path, columns: list[str] | None = None, mend: str = "Make it again.", needed: Iterable[str] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """`read_batches` for columns of text: Arrow reads bytes that are no UTF-8 without a word, and later steps would
-    stumble over them, as over a null in one of the columns `needed`. Raises UserError, which names the row and the
-    column and ends with `mend`, what to do about it."""
+    """`read_batches` for a table of completions: Arrow reads bytes that are no UTF-8 without a word, and later steps
+    would stumble over them, as over a null in one of the columns `needed`. Raises UserError, which names the row and
+    the column and ends with `mend`, what to do about it."""
     done = 0
-    for batch in read_batches(path, columns):
+    for batch in read_batches(path, columns, KEPT):
         if _damage(batch):
             for row in range(batch.num_rows):
                 if said := _damage(batch.take(pa.array([row]))):

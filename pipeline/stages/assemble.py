@@ -172,7 +172,7 @@ def quality(path: Path, by: str) -> NDArray[np.float64]:
     if by != "logprob":
         return dedupe.quality(path, QUALITY[by])
     found = []
-    for batch in artifacts.read_batches(path, ["logprobs"]):
+    for batch in artifacts.read_batches(path, ["logprobs"], KEPT):
         values = batch.column("logprobs")
         tokens = values.flatten().field("logprob").cast(pa.float64()).fill_null(-np.inf).to_numpy()
         ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())
@@ -207,7 +207,7 @@ def random_subset(path: Path, count: int, seed: int, allowed: NDArray[np.bool_])
     uniformly, in ascending order."""
     rows, draws = [], []
     begin = 0
-    for batch in artifacts.read_batches(path, ["id", "finish_reason", "text"]):
+    for batch in artifacts.read_batches(path, ["id", "finish_reason", "text"], KEPT):
         ended = pc.is_in(batch.column("finish_reason"), pa.array(["stop", "length"]))
         usable = pc.and_(ended, batch.column("text").is_valid()).to_numpy(zero_copy_only=False)
         here = np.flatnonzero(usable & allowed[begin : begin + batch.num_rows])

@@ -134,7 +134,7 @@ def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
     cut = near.scheme(threshold) if threshold is not None else near.Scheme(0, 1)
     prints, words = _sketch(tables, columns, cut, compiled, scratch)
     there = len(words) - artifacts.count_rows(tables.own)  # rows of the data set that exists already
-    ids = artifacts.read_table(tables.own, ["id"]).column("id")
+    ids = pa.chunked_array([batch.column("id") for batch in artifacts.read_batches(tables.own, ["id"], KEPT)])
     order = np.append(np.arange(there), there + best_first(ids, *(quality(tables.own, name) for name in QUALITIES)))
     del ids
 
@@ -239,7 +239,7 @@ def quality(path: Path, column: str) -> NDArray[np.float64]:
     """(n,) a column that says how good each row is; -inf where it says nothing."""
     found = [
         batch.column(column).fill_null(-np.inf).to_numpy(zero_copy_only=False)
-        for batch in artifacts.read_batches(path, [column])
+        for batch in artifacts.read_batches(path, [column], KEPT)
     ]
     return np.nan_to_num(np.concatenate(found), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
 
@@ -463,7 +463,9 @@ def _is_ours(path: Path) -> bool:
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
     # Chat data of others has some of our names, with the answer in `messages` or the whole conversation in `text`.
-    return all(name in found.names and found.field(name).type == COMPLETIONS.field(name).type for name in OURS)
+    return all(
+        name in found.names and artifacts.fits(found.field(name).type, COMPLETIONS.field(name).type) for name in OURS
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
