@@ -208,7 +208,8 @@ def _cut(
             # Halved rather than cut at the very row: what counts is that no batch is many times too large.
             while rows > 1 and batch.slice(begin, rows).nbytes > BATCH_BYTES:
                 rows //= 2
-            piece = batch.slice(begin, rows)
+            # Copied, not sliced: Arrow makes no list of the offsets of a slice and a mask.
+            piece = batch if rows == batch.num_rows else batch.take(pa.array(np.arange(begin, begin + rows)))
             begin += rows
             if held and sum(one.nbytes for one in held) + piece.nbytes > BATCH_BYTES:
                 yield _joined(held)
@@ -330,15 +331,21 @@ def read_texts(
 
 
 def first_null(column: pa.Array) -> int | None:
-    """The first place at which a column is null, or a list of messages has one without content, if there is one."""
+    """The first place at which a column `is_missing`, if there is one."""
+    row: int = pc.index(is_missing(column), True).as_py()
+    return None if row < 0 else row
+
+
+def is_missing(column: pa.Array) -> pa.Array:
+    """Where a column is null, or has a list of messages one of which is null or without role or content."""
     nulls = column.is_null()
     if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
         nulls = nulls.to_numpy(zero_copy_only=False).copy()
-        without = pc.is_null(pc.struct_field(column.flatten(), "content"))
-        nulls[pc.list_parent_indices(column).filter(without).to_numpy()] = True
+        for name in ("role", "content"):
+            without = pc.is_null(pc.struct_field(column.flatten(), name))
+            nulls[pc.list_parent_indices(column).filter(without).to_numpy()] = True
         nulls = pa.array(nulls)
-    row: int = pc.index(nulls, True).as_py()
-    return None if row < 0 else row
+    return nulls
 
 
 def _damage(batch: pa.RecordBatch) -> str | None:

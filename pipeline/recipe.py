@@ -473,7 +473,7 @@ class Filter(Section):
     """filter: which answers are good enough to learn from. docs/filters.md shows each rule with examples."""
 
     enabled: bool = True
-    """false keeps every answer."""
+    """false keeps every answer, but for what is none: null, or to a prompt with a turn that is."""
     min_words: int = Field(default=1, ge=0)
     """An answer with fewer words is too short, and so is one far too short for its task; 0 turns this off."""
     max_chars: int = Field(default=200_000, gt=0)

@@ -110,6 +110,7 @@ def test_long_rows_come_in_smaller_batches_and_row_groups_whose_bytes_do_not_dep
         batches = list(artifacts.read_batches(folder / "a.parquet"))
     assert [row for batch in batches for row in batch.to_pylist()] == everything
     assert all(batch.num_rows == 1 or batch.nbytes <= 20_000 for batch in batches)
+    assert all(not column.offset for batch in batches for column in batch.columns)  # no slices: dedupe.texts_of
     footer = pq.read_metadata(folder / "a.parquet")
     for group in range(footer.num_row_groups - 1):  # a group ends where it has enough
         there = pq.ParquetFile(folder / "a.parquet").read_row_group(group).to_pylist()

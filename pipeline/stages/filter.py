@@ -326,15 +326,19 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     masks = np.zeros(total, dtype=np.uint64)
     scores: dict[str, np.ndarray] = {}
     usage, note = None, None
-    if config.enabled:
-        done, compiled = 0, artifacts.text_bytes(source, ("text",)) >= COMPILE_BYTES
-        with progress("filter", total, "rows") as advance:
-            for batch in _batches(source, ["messages", "text", "finish_reason", "context"]):
-                rows = slice(done, done + batch.num_rows)
+    done, compiled = 0, artifacts.text_bytes(source, ("text",)) >= COMPILE_BYTES
+    with progress("filter", total, "rows") as advance:
+        for batch in _batches(source, ["messages", "text", "finish_reason", "context"]):
+            rows = slice(done, done + batch.num_rows)
+            if config.enabled:
                 masks[rows] = verdicts(batch, shares[rows], config, compiled)
-                done += batch.num_rows
-                advance(batch.num_rows)
-        _stop_if_nothing_is_left(source, masks)
+            # What has no answer or no prompt is of no use to any stage, and none after this one takes it.
+            missing = pc.or_(artifacts.is_missing(batch["messages"]), artifacts.is_missing(batch["text"]))
+            masks[rows][missing.to_numpy(zero_copy_only=False)] |= np.uint64(_BIT["empty"])
+            done += batch.num_rows
+            advance(batch.num_rows)
+    _stop_if_nothing_is_left(source, masks)
+    if config.enabled:
         scores, usage, note = score(recipe, source, masks, out)
         _stop_if_nothing_is_left(source, masks)
 

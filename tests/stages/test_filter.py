@@ -4,6 +4,7 @@ import importlib.util
 import random
 import re
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline import answers, artifacts, measures, refusals, rules
 from pipeline.errors import UserError
 from pipeline.recipe import Agreement, Filter, Presidio, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
+from pipeline.stages import dedupe
 from pipeline.stages import filter as stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -134,6 +136,26 @@ def test_disabled_keeps_everything(tmp_path: Path) -> None:
     rows = [row(0, "Who?", ""), row(1, "Who?", "I can't help with that.", finish_reason="length")]
     counts, _, _ = run(tmp_path, rows, enabled=False, pii="redact")
     assert counts["outcomes"] == {"kept": 2, "rejected": 0}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_what_no_later_stage_could_use_is_rejected_even_if_nothing_is_filtered(tmp_path: Path, enabled: bool) -> None:
+    """dedupe and assemble stop at a null and ask for filter to be run again, which must help."""
+    turns = [{"role": "user", "content": "Hello there."}, {"role": "assistant", "content": "Hello! How can I help?"}]
+    asked = {"role": "user", "content": "Who is the first officer?"}
+    rows = [
+        row(0, "Who is the first officer?", "Spock"),
+        row(1, "Who is the first officer?", None),
+        row(2, "", "Spock", messages=None),
+        row(3, "", "Spock", messages=[*turns, asked]),
+        row(4, "", "Spock", messages=[turns[0] | {"content": None}, turns[1], asked]),
+        row(5, "", "Spock", messages=[turns[0], turns[1] | {"role": None}, asked]),
+        row(6, "", "Spock", messages=[turns[0], None, asked]),
+    ]
+    counts, kept, _ = run(tmp_path, rows, enabled=enabled, pii="redact")
+    assert kept.id.tolist() == ["000000", "000003"] and counts["reasons"] == {"empty": 5}
+    counts = dedupe.run(recipe(), {"kept": tmp_path / "kept.parquet"}, Path(tempfile.mkdtemp(dir=tmp_path)))
+    assert counts["rows_in"] == 2
 
 
 def test_personal_data_is_flagged_redacted_or_dropped(tmp_path: Path) -> None:
