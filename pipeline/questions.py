@@ -128,27 +128,39 @@ def prompt_messages(path: Path, line: int, row: Row) -> tuple[Message, ...]:
     fields = [name for name in ("prompt", "messages") if row.get(name) is not None]
     if len(fields) != 1:
         found = "both" if fields else "neither"
-        raise RecipeError(f"{where(path, line, 'prompt')}: expected `prompt` or `messages`, found {found}.")
+        raise RecipeError(
+            f"{where(path, line, 'prompt')}: expected `prompt` or `messages`, found {found}. Give one of them."
+        )
     value = row[fields[0]]
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     field = fields[0]
     if not isinstance(value, list) or not value:
-        raise RecipeError(f"{where(path, line, field)}: expected a text or a list of messages.")
+        raise RecipeError(
+            f"{where(path, line, field)}: expected a text or a list of messages. Give it one, or remove the row."
+        )
     messages: list[Message] = []
     for number, message in enumerate(value):
         place = where(path, line, f"{field}.{number}")
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise RecipeError(f'{place}: expected {{"role": "user", "content": "..."}}.')
+            raise RecipeError(
+                f'{place}: expected {{"role": "user", "content": "..."}}. Give the turn a text, or leave it out: calls '
+                "of tools and pictures are not read."
+            )
         if message.get("role") not in ROLES:
-            raise RecipeError(f"{place}.role: {message.get('role')!r} is not one of {', '.join(ROLES)}.")
+            raise RecipeError(
+                f"{place}.role: {message.get('role')!r} is not one of {', '.join(ROLES)}. Name it so, or leave the "
+                "turn out: what tools say is not read."
+            )
         # Half a surrogate pair is no character, and no file or tokenizer takes it.
         text = message["content"].encode("utf-8", "replace").decode()
         messages.append({"role": message["role"], "content": text})
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise RecipeError(f"{where(path, line, field)}: has no user turn with text to answer.")
+        raise RecipeError(
+            f"{where(path, line, field)}: has no user turn with text to answer. Give it one, or remove the row."
+        )
     return tuple(messages)
 
 

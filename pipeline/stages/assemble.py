@@ -104,9 +104,12 @@ def _item_text(path: Path, line: int, row: Row) -> str:
     if row.get("prompt") is None and row.get("messages") is None:
         name = next((name for name in ("question", "text") if row.get(name) is not None), None)
         if name is None:
-            raise RecipeError(f"{where(path, line)}: expected `question`, `text`, `prompt` or `messages`, found none.")
+            raise RecipeError(
+                f"{where(path, line)}: expected `question`, `text`, `prompt` or `messages`, found none. Rename "
+                "the field that has the question."
+            )
         if not isinstance(row[name], str):
-            raise RecipeError(f"{where(path, line, name)}: expected a text.")
+            raise RecipeError(f"{where(path, line, name)}: expected a text. Give it one, or remove the row.")
         if not row[name].strip():
             raise RecipeError(f"{where(path, line, name)}: is empty. Remove the row, or give it a text.")
         return _text(row[name])
@@ -309,6 +312,10 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     artifacts.write_table(out / "withheld.parquet", WITHHELD, _withheld(kept, decided, items))
 
     notes = [] if items else ["no held-out questions, so nothing was compared with them"]
+    # Such as "???" or an emoji; whoever wrote the set may have meant it.
+    if wordless := [item.id for item, words in zip(items, index.exact, strict=True) if not words]:
+        named = ", ".join(wordless[:3]) + (" ..." if len(wordless) > 3 else "")
+        notes.append(f"{len(wordless):,} held-out items have no words, so nothing can repeat them ({named})")
     if "random_subset" in recipe.train.baselines:
         count = outcomes["train"]
         allowed = _baseline_rows(inputs, decided, index, out)

@@ -24,7 +24,6 @@ in files beside the result, and are read one band and at most SHINGLES_AT_ONCE s
 vectors of the rows that are left are held.
 """
 
-import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -442,16 +441,28 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """A data set that exists already: a table of ours, or rows with prompt and completion, or messages, in any file
     that questions.read_objects reads."""
     schema = pa.schema([KEPT.field(name) for name in columns])
+    nothing = UserError(f"dedupe.against: {path} has no rows. Remove it from the recipe, or name another data set.")
     if _is_ours(path):
+        if not artifacts.count_rows(path):
+            raise nothing
         try:
             for batch in artifacts.read_texts(path, columns, "Name another file in dedupe.against.", columns):
                 yield batch.cast(schema)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(path, error) from None
         return
-    objects = questions.read_objects(path)
-    while chunk := list(itertools.islice(objects, artifacts.ROW_GROUP)):
-        yield pa.RecordBatch.from_pylist([_existing_row(path, *row, columns) for row in chunk], schema=schema)
+    chunk: list[Row] = []
+    size, some = 0, False
+    for line, given in questions.read_objects(path):
+        chunk.append(row := _existing_row(path, line, given, columns))
+        size += len(row.get("text", "")) + sum(len(turn["content"]) for turn in row.get("messages", ()))
+        if len(chunk) == artifacts.ROW_GROUP or size >= artifacts.BATCH_BYTES:
+            yield pa.RecordBatch.from_pylist(chunk, schema=schema)
+            chunk, size, some = [], 0, True
+    if chunk:
+        yield pa.RecordBatch.from_pylist(chunk, schema=schema)
+    elif not some:
+        raise nothing
 
 
 def _is_ours(path: Path) -> bool:
@@ -483,8 +494,13 @@ def _existing_row(path: Path, line: int, row: Row, columns: list[str]) -> Row:
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
             answer = turns[-1].get("content")
         if not isinstance(answer, str):
-            place = where(path, line, "completion")
-            raise RecipeError(f"{place}: expected a text, or messages that end with the assistant's.")
+            place = where(
+                path, line, next((name for name in ("completion", "text", "messages") if name in row), "completion")
+            )
+            raise RecipeError(
+                f"{place}: expected an answer: a text, or messages that end with the assistant's, which has a text. "
+                "Give the row one, or leave it out."
+            )
         found["text"] = answer.encode("utf-8", "replace").decode()
     return found
 

@@ -312,6 +312,17 @@ def test_a_null_is_named_with_its_row(case: Case, column: str) -> None:
         assemble.run(case.recipe(), inputs, case.folder / "out")
 
 
+def test_items_without_words_are_counted_and_named(case: Case) -> None:
+    path = case.folder / "signs.jsonl"
+    signs = ["???", "\U0001f680", "+ =", "What is 2 + 2?", "\u200b!"]
+    path.write_text("\n".join(json.dumps({"question": sign}) for sign in signs))
+    counts = case.run([*ordinary(3), row("???", "x")], evaluations=[str(path)], validation_fraction=0.0)
+    said = (
+        "4 held-out items have no words, so nothing can repeat them (signs.jsonl:1, signs.jsonl:2, signs.jsonl:3 ...)"
+    )
+    assert counts["note"] == said and counts["reasons"] == {}
+
+
 LONG_LINE = rowfile.MAX_LINE + 1
 EVALUATIONS: dict[str, list[tuple[bytes, str]]] = {
     "jsonl": [
@@ -325,6 +336,11 @@ EVALUATIONS: dict[str, list[tuple[bytes, str]]] = {
         (b'{"question": ""}', ":1: question: is empty"),
         (b'{"prompt": [{"role": "user"}]}', r":1: prompt.0: expected"),
         (b'{"prompt": [{"role": "judge", "content": "a"}]}', r":1: prompt.0.role: 'judge' is not one of"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}',
+            r":1: messages.1.role: 'tool' is not one of system, user, assistant. .* leave the turn out: what tools say",
+        ),
+        (b'{"messages": [{"role": "assistant", "content": null}]}', ":1: messages.0: .* leave it out: calls of tools"),
         (b'{"messages": "a", "prompt": "b"}', ":1: prompt: expected `prompt` or `messages`, found both"),
         (b"\n\n", ": has no rows"),
     ],

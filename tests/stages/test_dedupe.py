@@ -311,8 +311,35 @@ def test_against_a_data_set_that_exists_already(tmp_path: Path) -> None:
     assert dedupe.sources(recipe(against=path)) == {"against": path}
 
     path.write_text('{"prompt": "Who?"}\n')
-    with pytest.raises(RecipeError, match=r"old.jsonl:1: completion: expected a text"):
+    with pytest.raises(RecipeError, match=r"old.jsonl:1: completion: expected an answer: a text"):
         run(tmp_path, rows, against=path)
+
+
+def test_against_a_data_set_without_rows_or_with_turns_that_are_not_read(tmp_path: Path) -> None:
+    rows = [row(0, "Who?", "Spock")]
+    artifacts.write_table(tmp_path / "ours.parquet", KEPT, [])
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "plain.parquet")
+    for name, text in {"empty.jsonl": "", "blank.jsonl": "\n\n", "head.csv": "prompt,completion\n"}.items():
+        (tmp_path / name).write_text(text)
+    for name in ("ours.parquet", "plain.parquet", "empty.jsonl", "blank.jsonl", "head.csv"):
+        with pytest.raises(
+            UserError, match=rf"dedupe.against: .*{name} has no rows. Remove it from the recipe, or name"
+        ):
+            run(tmp_path, rows, against=tmp_path / name)
+    asked, called = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": None}
+    told = {"role": "tool", "content": "Spock"}
+    for turns, said in (
+        (
+            [asked, called],
+            "old.jsonl:2: messages.1: expected .* leave it out: calls of tools and pictures are not read",
+        ),
+        ([asked, told], r"old.jsonl:2: messages.1.role: 'tool' is not one of .* leave the turn out: what tools say"),
+        ([asked], "old.jsonl:2: messages: expected an answer: .*Give the row one, or leave it out"),
+    ):
+        good = {"prompt": "When?", "completion": "Never"}
+        (tmp_path / "old.jsonl").write_text("\n".join(map(json.dumps, [good, {"messages": turns}])))
+        with pytest.raises(RecipeError, match=said):
+            run(tmp_path, rows, against=tmp_path / "old.jsonl")
 
 
 @pytest.mark.parametrize("on", ["pair", "prompt", "completion"])
