@@ -66,6 +66,7 @@ _PARTS = {
 _STORAGE = {
     errno.ENOSPC: "the disk is full. Free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up. Free some space and run the same command again",
+    errno.EFBIG: "a file would be larger than is allowed. Raise the limit (`ulimit -f`), or give another --data",
     errno.EROFS: "the file system is read-only. Choose another folder with --data",
     errno.EACCES: "permission denied. Choose another folder with --data, or mend its permissions",
     errno.EPERM: "not permitted. Choose another folder with --data, or mend its permissions",

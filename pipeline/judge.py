@@ -27,6 +27,9 @@ Outcome = Literal["win", "loss", "tie", "order", "same", "unclear", "failed"]
 order (order), or both answers are the same and it was not asked (same). Two kinds of none: in one of the orders it said
 something else than a verdict (unclear), or nothing, for its provider failed or the budget was spent (failed)."""
 
+MAX_VERDICT = 1 << 16
+"""Characters of a judge's answer, its last ones, in which a verdict is looked for."""
+
 _PREFERENCES = {"a": "A", "b": "B", "tie": "tie"}
 
 
@@ -127,7 +130,8 @@ def read_preference(text: str) -> str | None:
 def read_verdict(text: str, key: str) -> Any:
     """The value of `key` in the JSON object that a judge's answer has somewhere (after its thoughts, between words, in
     a code block), or None if there is none, or if several such objects say different things. Never raises."""
-    text = re.sub(r"(?s)^.*</think(?:ing)?>", "", text)
+    # Longer ones are some server's garbage; to say where it is wrong, json counts the lines before it, every time.
+    text = re.sub(r"(?s)^.*</think(?:ing)?>", "", text)[-MAX_VERDICT:]
     decoder, found, place = json.JSONDecoder(), [], text.find("{")
     while place >= 0:
         try:

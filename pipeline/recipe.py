@@ -536,8 +536,9 @@ class Filter(Section):
 class Near(Section):
     """Near-duplicates by MinHash-LSH, every candidate pair verified by its exact Jaccard similarity."""
 
-    threshold: float = Field(default=0.8, gt=0, le=1)
-    """Jaccard similarity of lower-cased word 5-grams from which two rows are the same."""
+    threshold: float = Field(default=0.8, ge=0.05, le=1)
+    """Jaccard similarity of lower-cased word 5-grams from which two rows are the same. Below 0.05 no number of bands
+    finds nearly all pairs."""
 
 
 class Semantic(Section):

@@ -212,6 +212,8 @@ def test_a_read_only_folder_is_a_sentence(tiny, tmp_path_factory):
 def test_the_errors_of_the_operating_system_that_a_user_can_mend():
     with pytest.raises(StorageError, match="x: the disk is full"), flow.storage_errors():
         raise OSError(28, "No space left on device", "x")
+    with pytest.raises(StorageError, match=r"larger than is allowed. Raise the limit"), flow.storage_errors():
+        raise OSError(27, "File too large")  # under `ulimit -f`, as dedupe's own files
     with pytest.raises(OSError, match="nonsense"), flow.storage_errors():
         raise OSError(5, "nonsense")
     # safetensors and torch say it in words of their own.

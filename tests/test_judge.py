@@ -156,6 +156,8 @@ def test_a_domain_may_have_its_own_template(folder):
         ("", None),
         ('{"verdict": "A"}', None),
         ("{" * 5000, None),
+        ("{" * 1_000_000, None),  # took minutes
+        ("{" * 1_000_000 + '{"score": 7}', 7.0),
     ],
 )
 def test_reading_a_score(said, score):

@@ -60,6 +60,11 @@ def test_reads_and_overrides(recipe):
             "r.yaml:6: collect.sampling.temperature: input should be a valid number",
         ),
         ("temperature: 0.5", "temperature: .nan", "r.yaml:6: collect.sampling.temperature"),
+        (
+            "train:",
+            "dedupe: {near: {threshold: 0.01}}\ntrain:",
+            "r.yaml:7: dedupe.near.threshold: input should be greater than or equal to 0.05, but it is 0.01.",
+        ),
         ("domain: star_trek", "domain: ../secret", "r.yaml:1: domain: "),
         ("domain: star_trek", "seed: 1", "r.yaml:1: domain: is missing. Add it."),
         (GOOD, "", "r.yaml: is empty or not a mapping"),

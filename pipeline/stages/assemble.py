@@ -360,7 +360,8 @@ def _nothing_left(rows: int, reasons: dict[str, int], validation: int) -> str:
     advice = "Ask for more prompts (generate.count) or filter less."
     if reasons["held_out_exact"] + reasons["held_out_overlap"] > validation:
         advice = (
-            "The prompts repeat the held-out questions: hold out others (evaluate.questions) or make other prompts."
+            "The prompts repeat the held-out questions: hold out others (evaluate.questions, assemble.evaluations) "
+            "or make other prompts."
         )
     elif validation:
         advice = "Lower assemble.validation_fraction, or ask for more prompts (generate.count)."
