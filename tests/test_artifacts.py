@@ -1,4 +1,5 @@
 import itertools
+import os
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -118,6 +119,9 @@ def test_long_rows_come_in_smaller_batches_and_row_groups_whose_bytes_do_not_dep
         assert sum(text[:-1]) < 50_000 and (len(there) == 20 or sum(text) >= 50_000)
 
 
+@pytest.mark.skipif(
+    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 12 << 30, reason="needs more than 4 GiB of memory"
+)
 def test_few_long_texts_that_come_again_and_again_are_read_in_parts(tmp_path):
     """80 prompts of 30 MB, all the same: small as a dictionary, too large for Arrow in one batch of texts."""
     path = tmp_path / "t.parquet"
