@@ -438,7 +438,7 @@ def refusal(answer: Answer, config: Filter) -> str | None:
         return "refusal" if config.refusals else None
     if weak:
         found = _said(_DISAPPROVES, lower, 0, _HEAD)
-        if found and found["custom"] and "for me" not in found.group() and _of_a_custom(lower, found):
+        if found and found["custom"] and "for me" not in found.group() and _of_a_custom(answer, found):
             found = None
     if not found:
         return _refused_at_the_end(answer) if config.partial_refusals and not (voice or carried) else None
@@ -505,10 +505,12 @@ def _conditional(act: str, prompt: str) -> bool:
     )
 
 
-def _of_a_custom(lower: str, found: re.Match[str]) -> bool:
+def _of_a_custom(answer: Answer, found: re.Match[str]) -> bool:
     """Whether something is called inappropriate as customs and crafts have it: nothing around it preaches, and what is
-    appropriate is said; and what is inappropriate is no talk or thought."""
-    if _TALKS.match(lower, found.end()):
+    appropriate is said; and what is inappropriate is no talk or thought that nobody asked about."""
+    lower = answer.lower
+    talk = _TALKS.match(lower, found.end())
+    if talk and talk.group().split()[-1] not in answer.prompt.lower():
         return False
     others = SENTENCE_END.split(lower[: found.start()])[:-1] + sentences(lower[found.end() :])[1:]
     return not any(map(_PREACHES.search, others)) and sum(len(part.split()) for part in others) >= 8
