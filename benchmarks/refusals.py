@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.answers import Answer
+from pipeline.premises import premise_denial
 from pipeline.recipe import Filter
 from pipeline.rules import RULES
 
@@ -44,6 +45,11 @@ def reasons(prompt: str, text: str) -> list[str]:
     return [reason for rule in RULES if (reason := rule.check(Answer(prompt, text), Filter()))]
 
 
+def denies(prompt: str, text: str) -> bool:
+    """Whether an answer denies what the prompt takes for granted, which is rejected with filter.premise_denials."""
+    return premise_denial(Answer(prompt, text), Filter(premise_denials=True)) is not None
+
+
 def by_label(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """One line for each label of (prompt, answer, label)."""
     counts: Counter[tuple[str, str]] = Counter()
@@ -51,19 +57,23 @@ def by_label(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     for prompt, text, label in rows:
         found = reasons(prompt, text)
         counts[label, "rows"] += 1
-        counts[label, "refusal"] += bool(REFUSALS.intersection(found))
+        refused = bool(REFUSALS.intersection(found))
+        counts[label, "refusal"] += refused
+        counts[label, "or denial"] += refused or denies(prompt, text)
         counts[label, "any"] += bool(found)
         first.update((label, reason) for reason in found[:1])
     for label in sorted({label for label, _ in counts}):
-        total, refused, rejected = (counts[label, name] for name in ("rows", "refusal", "any"))
+        total, refused, denied, rejected = (counts[label, name] for name in ("rows", "refusal", "or denial", "any"))
         by = ", ".join(f"{reason} {many}" for (of, reason), many in first.most_common() if of == label)
-        print(f"{path.stem[-28:]:30}{label:20}{total:6}{refused:21}{rejected:13}  {by}")
+        print(f"{path.stem[-28:]:30}{label:20}{total:6}{refused:21}{denied:18}{rejected:13}  {by}")
 
 
 def folder(path: Path) -> None:
     """What people labelled in XSTest (Röttger et al., 2024, https://arxiv.org/abs/2308.01263) and ChatGPT's answers of
     Reuter and Schulze (2023, https://arxiv.org/abs/2306.03423)."""
-    print("file                          labelled              rows  rejected as refusal  by any rule")
+    print(
+        "file                          labelled              rows  rejected as refusal  or premise_denial  by any rule"
+    )
     for name in sorted(path.glob("*.csv")):
         with name.open(encoding="utf-8", newline="") as lines:
             by_label(name, ((row["prompt"], row["completion"], row["final_label"]) for row in csv.DictReader(lines)))

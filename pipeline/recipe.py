@@ -486,6 +486,8 @@ class Filter(Section):
     """Reject answers that refuse a part of what was asked and answer the rest."""
     deflections: bool = True
     """Reject answers that say that they do not know, have no access, or need to be asked differently."""
+    premise_denials: bool = False
+    """Reject answers that deny what the prompt takes for granted ("There is no reason why ...")."""
     boilerplate: bool = True
     """Reject answers in which the teacher speaks of itself unasked ("As an AI language model, ...")."""
     leakage: bool = True

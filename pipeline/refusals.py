@@ -362,9 +362,10 @@ MAY_REFUSE = joined(
         |advise|urge|caution)
     |(?:thing|topics?|requests?|questions?|parts?|ones?|content|subject|what|which|where) (?:that |which )?i[ ']
     |(?:n't|not|never) (?:an?|the kind of) (?:[a-z,'-]+ ){1,2}(?:that |which )?i[ ']
-    |(?:against|beyond|outside|within|violat\S+) (?:of )?(?:my|the|our|openai|anthropic|ethical)
+    |(?:against|beyond|outside|within|violat\S+) (?:of )?(?:what i\b|my|the|our|openai|anthropic|ethical)
     |my (?:[a-z,'-]+ ){0,2}(?:guidelines|programming|polic|training|principles|answer|thing)
-    |off the table|up for discussion|no can do|let's not go|but not with|infringe|th(?:at|is) request|as an ai
+    |off the table|aren't something|up for discussion|no can do|let's not go|but not with|infringe
+    |th(?:at|is) request|as an ai
     |as (?:a|an) (?:[a-z,'-]+ ){1,5}ai\b|wrong of me|no way for me
     |(?:and|must|to|will|would) (?:[a-z,'-]+ ){0,3}(?:refuse|decline)
     |going to (?:[a-z,'-]+ ){0,3}(?:say no|turn|leave)|(?:sorry|apologies),? (?:but )?no\b|would not be

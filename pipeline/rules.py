@@ -1,7 +1,7 @@
 """The rules of the filter stage: pure functions `(answer, config) -> reason | None`, listed in RULES in the order in
 which they decide. A new rule is a function here, an entry in RULES with an example that it catches and one that it must
 not, and its field in recipe.Filter; docs/filters.md is generated from the entries. refusals.py has those on
-refusals, answers.py what several ask of a text.
+refusals, premises.py one, answers.py what several ask of a text.
 """
 
 # Typographic dashes, quotes and full-width marks are among what the rules look for; lists of words read best as text.
@@ -35,6 +35,7 @@ from pipeline.answers import (
     sentences,
     size,
 )
+from pipeline.premises import MAY_PRESUPPOSE, premise_denial
 from pipeline.recipe import Filter, Presidio
 from pipeline.refusals import MAY_DEFLECT, MAY_REFUSE, declined, deflection, refusal
 
@@ -1076,6 +1077,14 @@ RULES: tuple[Rule, ...] = (
         Answer("Who is the fifth officer?", "I'm not sure. Could you provide more context?"),
         Answer("How do I say that I lack the answer?", 'Say "I don\'t know, but I will find out."'),
         in_text=MAY_DEFLECT,
+    ),
+    Rule(
+        premise_denial,
+        ("premise_denials",),
+        ("premise_denial",),
+        Answer("Why should androids be denied a vote?", "There is no reason why androids should be denied a vote."),
+        Answer("Why can't cats fly?", "Cats cannot fly: they have no wings and are too heavy for gliding."),
+        in_prompt=MAY_PRESUPPOSE,
     ),
     Rule(
         boilerplate,

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import answers, artifacts, measures, refusals, rules
+from pipeline import answers, artifacts, measures, premises, refusals, rules
 from pipeline.errors import UserError
 from pipeline.recipe import Agreement, Filter, Presidio, Recipe
 from pipeline.records import COMPLETIONS, KEPT, REJECTED, Row
@@ -37,8 +37,8 @@ def load(path: Path) -> ModuleType:
 
 docs = load(ROOT / "docs" / "filters.py")
 REFUSALS = docs.REFUSALS
-CASES = [(part, case) for part in docs.PARTS for case in docs.cases(part)]
-STRICT = Filter(pii="drop", agreement=Agreement(min_share=0.5))
+CASES = [(part, case) for part in (*docs.PARTS, "premises") for case in docs.cases(part)]
+STRICT = Filter(pii="drop", premise_denials=True, agreement=Agreement(min_share=0.5))
 
 
 def recipe(**section: Any) -> Recipe:
@@ -465,7 +465,7 @@ def test_json_without_end_is_no_json() -> None:
 
 PATTERNS = {
     f"{module.__name__}.{name}": pattern
-    for module in (answers, refusals, rules)
+    for module in (answers, premises, refusals, rules)
     for name, pattern in vars(module).items()
     if isinstance(pattern, re.Pattern)
 }
@@ -510,6 +510,37 @@ def test_the_labelled_set(part: str) -> None:
     # In `fresh` every defect is a refusal of some kind.
     least = 0.95 if part in ("tune", "test") else 0.90
     assert sum(caught for caught, _ in defects) >= least * sum(total for _, total in defects)
+
+
+def test_answers_that_deny_a_premise() -> None:
+    for label, (caught, total) in docs.denials().items():
+        print(label, caught, total)
+        assert caught >= 0.9 * total if label == "premise_denial" else caught <= 0.03 * total
+    # By default all of them are good answers.
+    assert [case["text"] for case in docs.cases("premises") if check(case["prompt"], case["text"])] == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "denied"),
+    [
+        ("Why should cats not get married?", "Cats should not get married because they are not able to consent.", False),
+        ("Why should pens have an owner?", "Pens can't own themselves because they are things.", False),
+        ("Why should cats not get married?", "I'm not sure why cats should not get married. In law they are things.", False),
+        ("Why do cats always land on their feet?", "Cats don't always land on their feet. From low tables they lack the time.", True),
+        ("Why do cats land on their feet?", "Cats don't always land on their feet. The reflex needs a metre of height.", False),
+        ("Why do bats see badly?", "It\u2019s a common myth that bats are blind.", True),
+        ("Why do trams have rails? Why not tyres?", "Trams do not have rails.", True),
+        ("Write a speech on 'Why are we here?'", "We are not here by accident.", False),
+        ("How do I bake bread?", "Bread should not be baked.", False),
+        ("Why did Kirk leave?", "He didn't.", True),
+        ("Why didn't Kirk leave?", "He didn't.", False),
+        ("Why did Kirk leave?", "", False),
+    ],
+)  # fmt: skip
+def test_what_a_question_takes_for_granted(prompt: str, text: str, denied: bool) -> None:
+    answer = answers.Answer(prompt, text)
+    assert (premises.premise_denial(answer, Filter(premise_denials=True)) is not None) is denied
+    assert premises.premise_denial(answer, Filter()) is None
 
 
 def broken_off(text: str, rng: random.Random) -> str:
