@@ -360,9 +360,9 @@ MAY_REFUSE = joined(
         |couldn't|could not|shouldn't|should not|may not|must|not|don't|unable|unwilling|uncomfortable|afraid|prohibited
         |programmed|declin|refus|refrain|pass|skip|stay|leave|say no|turn|have to|need to|going to|can only|strongly
         |advise|urge|caution)
-    |(?:thing|topics?|requests?|questions?|parts?|ones?|content|subject|what|which|where) (?:that |which )?i[ ']
+    |(?:thing|topics?|requests?|questions?|parts?|ones?|content|subject|what|which|where) (?:that |which )?i\b
     |(?:n't|not|never) (?:an?|the kind of) (?:[a-z,'-]+ ){1,2}(?:that |which )?i[ ']
-    |(?:against|beyond|outside|within|violat\S+) (?:of )?(?:what i\b|my|the|our|openai|anthropic|ethical)
+    |(?:against|beyond|outside|within|violat\S+) (?:of )?(?:my|the|our|openai|anthropic|ethical)
     |my (?:[a-z,'-]+ ){0,2}(?:guidelines|programming|polic|training|principles|answer|thing)
     |off the table|aren't something|up for discussion|no can do|let's not go|but not with|infringe
     |th(?:at|is) request|as an ai

@@ -1,10 +1,10 @@
 """filter: keep the teacher's answers that are worth learning from.
 
 The rules are in pipeline/rules.py, refusals.py and premises.py. Every rule that rejects an answer is recorded; the
-first one is the row's reason. What they keep is scored, where the recipe asks for it, by a reward model, by a causal model
-(pipeline/local_scores.py) and by a judge (pipeline/judge.py), each asked only about what those before it have kept. Of
-all rows only some numbers are in memory; of prompts and answers some thousand at a time. Nothing is thrown away: what
-is not in kept.parquet is in rejected.parquet.
+first one is the row's reason. What they keep is scored, where the recipe asks for it, by a reward model, by a causal
+model (pipeline/local_scores.py) and by a judge (pipeline/judge.py), each asked only about what those before it have
+kept. Of all rows only some numbers are in memory; of prompts and answers some thousand at a time. Nothing is thrown
+away: what is not in kept.parquet is in rejected.parquet.
 """
 
 import re
