@@ -92,11 +92,12 @@ Peak memory is 518 MiB for 50,000 rows and 569 MiB for 400,000, of which 260 are
 """
 
 DENIALS = """\
-`premises` holds answers that deny what the prompt takes for granted, and answers that look like them, in three lots. The
-first was written before the rule `premise_denial`. At first sight 16 of the 16 denials of the second were rejected, and
-1 of its 16 other answers; of the third, written after the mends, 7 of 8 and 0 of 8. With `filter.premise_denials: true` it is now {denied[0]} of {denied[1]} and
-{good[0]} of {good[1]}; without, all of these rows are kept. Of the 46 good answers to such prompts in the other parts
-it rejected 7 at first, of which 5 deny what was asked; the 2 others were mended.
+`premises` holds answers that deny what the prompt takes for granted, and answers that look like them, in three lots.
+The first was written before the rule `premise_denial`. At first sight 16 of the 16 denials of the second were
+rejected, and 1 of its 16 other answers; of the third, written after the mends, 7 of 8 and 0 of 8. With
+`filter.premise_denials: true` it is now {denied[0]} of {denied[1]} and {good[0]} of {good[1]}; without, all of these
+rows are kept. Of the 46 good answers to such prompts in the other parts it rejected 7 at first, of which 5 deny what
+was asked; the 2 others were mended.
 """
 
 MEASURED = """\
