@@ -32,11 +32,12 @@ import json, resource, sys, time
 from pathlib import Path
 from pipeline.recipe import Recipe
 from pipeline.stages import collect
+from pipeline.teachers import provider_of
 recipe = Recipe.model_validate(json.loads(sys.argv[1]))
 out = Path(sys.argv[3])
 out.mkdir(parents=True, exist_ok=True)
 if recipe.collect.teachers:
-    collect.provider(recipe.collect.teachers[0]).connect(recipe.collect.teachers[0], None)
+    provider_of(recipe.collect.teachers[0]).connect(recipe.collect.teachers[0], None)
     import aiohttp
 cpu, wall = time.process_time(), time.monotonic()
 counts = collect.run(recipe, {"prompts": Path(sys.argv[2]), "file": Path(sys.argv[2])}, out)

@@ -46,7 +46,7 @@ from pipeline.questions import Question
 from pipeline.recipe import Dedupe, Recipe, load_recipe
 from pipeline.records import PREDICTIONS, Message, make_id
 from pipeline.stages import collect, evaluate, train
-from pipeline.teachers import local
+from pipeline.teachers import local, local_teacher_folder
 from pipeline.teachers.local import Loaded
 
 ROWS = ("filter", "dedupe", "assemble")
@@ -340,7 +340,7 @@ def _teacher(recipe: Recipe, asked: Sequence[Question], out: Path) -> Path | Non
         return path
     if teacher.provider == "local":
         first: list[Message] = [{"role": "system", "content": system}] if system is not None else []
-        loaded = local.load(collect.local_teacher_folder(recipe, teacher), trust_remote_code=teacher.trust_remote_code)
+        loaded = local.load(local_teacher_folder(recipe, teacher), trust_remote_code=teacher.trust_remote_code)
         chats: evaluate.Chats = {
             "student": [list(question.messages) for question in asked],
             "teacher": [first + list(question.messages) for question in asked],

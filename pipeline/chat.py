@@ -19,7 +19,7 @@ from pipeline.records import Message
 from pipeline.runs import Run
 from pipeline.show import printable
 from pipeline.stages import collect
-from pipeline.teachers import local
+from pipeline.teachers import local, local_teacher_folder
 from pipeline.teachers.local import Loaded
 
 TWO_COLUMNS = 100
@@ -76,7 +76,7 @@ def open_speakers(run: Run, teacher: bool) -> list[Speaker]:
             raise UserError(f"run {run.name}: it has no `local` teacher, so leave out --teacher.")
         system = collect.system_message(recipe)
         first = [{"role": "system", "content": system}] if system is not None else []
-        loaded = local.load(collect.local_teacher_folder(recipe, one), trust_remote_code=one.trust_remote_code)
+        loaded = local.load(local_teacher_folder(recipe, one), trust_remote_code=one.trust_remote_code)
         speakers.append(Speaker("teacher", loaded, first))
     student = local.load(run.path / "train" / "student", trust_remote_code=trust)
     return [Speaker("student", student, []), *speakers]

@@ -253,6 +253,11 @@ class Teacher(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for a model whose code you have read."""
 
+    @property
+    def called(self) -> str:
+        """How rows and reports call this teacher."""
+        return self.name or self.model
+
     def urls(self) -> tuple[str, ...]:
         """The base URLs that the recipe gives, none for the provider's own."""
         return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url or ())
@@ -326,7 +331,7 @@ class Collect(Section):
     def _teachers(self) -> "Collect":
         if bool(self.teachers) == bool(self.file):
             raise ValueError("give either teachers: [{provider: ..., model: ...}] or file: answers.jsonl")
-        names = [teacher.name or teacher.model for teacher in self.teachers]
+        names = [teacher.called for teacher in self.teachers]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two teachers are called {name!r}; give one of them another `name:`")
@@ -773,7 +778,7 @@ class Recipe(Section):
         the budget cannot hold for want of a price."""
         teacher = judge.teacher
         if isinstance(teacher, str):
-            known = {one.name or one.model: one for one in self.collect.teachers}
+            known = {one.called: one for one in self.collect.teachers}
             if teacher not in known:
                 raise ValueError(
                     f"collect.teachers has none called {teacher!r}.{nearest(teacher, known)} Or give a teacher of its "
@@ -781,8 +786,9 @@ class Recipe(Section):
                 )
             teacher = known[teacher]
         if self.collect.budget_usd and not teacher.price and teacher.provider in ("openai", "anthropic"):
-            name = teacher.name or teacher.model
-            raise ValueError(f"budget_usd needs a price; {name} has none. Add price: {{input: ..., output: ...}}")
+            raise ValueError(
+                f"budget_usd needs a price; {teacher.called} has none. Add price: {{input: ..., output: ...}}"
+            )
         sampling = Sampling(temperature=judge.temperature, top_p=None, max_tokens=judge.max_tokens)
         update = {"file": None, "teachers": [teacher], "strategy": "split", "samples": 1, "system": None}
         return self.collect.model_copy(update=update | {"sampling": sampling})
@@ -813,6 +819,12 @@ class Recipe(Section):
         if count is None and kept:
             return self.rows_to_prompts(kept)
         return count or (None if self.generate.file else COUNT)
+
+    @property
+    def prompts_expected(self) -> int:
+        """Prompts that generate will make; with target_kept every second answer is taken to be kept."""
+        kept = self.generate.target_kept
+        return max(self.first_round or COUNT, 2 * self.rows_to_prompts(kept) if kept else 0)
 
     @property
     def acceptance(self) -> dict[str, Any] | None:

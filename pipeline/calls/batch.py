@@ -11,7 +11,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.calls.budget import Budget, cost
@@ -38,28 +37,21 @@ class Remote(NamedTuple):
     results: Callable[[str], Iterable[tuple[str, int, bytes]]]  # id -> (custom_id, status, body)
 
 
-@dataclass(frozen=True)
-class BatchLine:
-    """How one teacher is asked in batches: `line` with batch prices, and what is left with those of `online`."""
-
-    line: Line
-    online: Line
-    remote: Remote
-
-
 class BatchAsking:
-    """The state of asking one teacher in batches."""
+    """The state of asking one teacher in batches: `line` has batch prices, `online` those for what is left."""
 
     def __init__(
         self,
-        batches: BatchLine,
+        line: Line,
+        online: Line,
+        remote: Remote,
         store: Store,
         commits: GroupCommit,
         budget: Budget,
         advance: Callable[[int], None],
         halt: list[StopRun],
     ) -> None:
-        self.line, self.online, self.remote = batches.line, batches.online, batches.remote
+        self.line, self.online, self.remote = line, online, remote
         self.store, self.commits, self.budget, self.advance, self.halt = store, commits, budget, advance, halt
         self.sent = 0
         self._answers = 0

@@ -5,9 +5,9 @@ ends as an answer in the store or as a fault with a reason. Knows no vendor.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.calls import transport
 from pipeline.calls.budget import Budget, Rates, cost
@@ -61,10 +61,10 @@ class Asking:
         commits: GroupCommit,
         budget: Budget,
         advance: Callable[[int], None],
-        halt: list[StopRun] | None = None,
+        halt: list[StopRun],
     ) -> None:
         self.line, self.commits, self.budget, self.advance = line, commits, budget, advance
-        self.halt = [] if halt is None else halt  # shared by all teachers: what stops one stops the run
+        self.halt = halt  # shared by all teachers: what stops one stops the run
         self.gate = Gate(line.max_in_flight, line.requests_per_minute, line.tokens_per_minute)
         self.sent = 0
         self._answered = self._rejected = 0
@@ -233,6 +233,24 @@ class Asking:
                 "on from there."
             )
         )
+
+
+async def side_by_side(teachers: Sequence[Coroutine[Any, Any, int]], halt: list[StopRun]) -> int:
+    """Ask several teachers, each a `run` of Asking or BatchAsking; returns the requests sent. Raises StopRun."""
+    running = [asyncio.create_task(teacher) for teacher in teachers]
+    try:
+        await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        # What a provider says halts all teachers, which then see to what they have in flight.
+        for task in running if not halt else []:
+            task.cancel()
+    results = await asyncio.gather(*running, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, StopRun | asyncio.CancelledError):
+            raise result
+    if halt:
+        raise halt[0]
+    return sum(result for result in results if isinstance(result, int))
 
 
 def unbind(key: bytes, body: int) -> Sql:

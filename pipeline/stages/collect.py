@@ -8,10 +8,9 @@ another, is not asked again, and a killed run that is started again writes the s
 import asyncio
 import importlib
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,19 +20,18 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from pipeline import artifacts, documents, paths, templates, written
-from pipeline.calls.batch import BatchAsking, BatchLine
-from pipeline.calls.budget import BATCH_SHARE, Budget, Rates, cost, worst_case
-from pipeline.calls.online import Asking, Call, Line, settle_cost, unbind
-from pipeline.calls.reply import Parsed, Problem, Reply, Usage, mend, output_shares, shares, unanswered
+from pipeline.calls.batch import BatchAsking
+from pipeline.calls.budget import BATCH_SHARE, CHARACTERS_A_TOKEN, Budget, Rates, cost, estimated, rates_of
+from pipeline.calls.online import Asking, Call, Line, side_by_side
+from pipeline.calls.reply import Parsed, Problem, mend, output_shares, shares
+from pipeline.calls.samples import Ask, calls_of, missing, seed_of
 from pipeline.calls.store import Answer, GroupCommit, Received, Store, new_id, request_key
 from pipeline.calls.transport import Endpoint
-from pipeline.domain import read_domain
 from pipeline.errors import StopRun, UserError
-from pipeline.facts import read_facts
 from pipeline.progress import progress, say
-from pipeline.recipe import COUNT, Recipe, Sampling, Teacher
-from pipeline.records import COMPLETIONS, FAILURES, Message, Row, canonical_json, make_id
-from pipeline.teachers import hosted
+from pipeline.recipe import Recipe, Teacher
+from pipeline.records import COMPLETIONS, FAILURES, Row, canonical_json, make_id
+from pipeline.teachers import hosted, local_teacher_folder, provider_of, read_key
 
 VERSION = 2
 SECTIONS = ("collect",)
@@ -41,33 +39,21 @@ READS = {"prompts": "generate"}
 
 DETAIL_CHARACTERS = 2_000
 PROMPTS_AT_ONCE = 500  # prompts looked up in the store at a time
-CHARACTERS_A_TOKEN = 4  # a rule of thumb, for estimates and pacing only; the budget reckons with bytes
 ALL = 1 << 64
-
-
-class Ask(NamedTuple):
-    """One sample wanted from one teacher."""
-
-    id: str  # the row's
-    prompt_id: str
-    sample: int
-    messages: list[Message]  # the prompt's, without the system message
-    context: str | None  # the prompt's
-    request: dict[str, Any]  # what determines the answer besides the sample number
-    canonical: str  # the same as canonical JSON
-    key: bytes  # in the response store
 
 
 class Source(NamedTuple):
     """A teacher of the recipe, with what is needed to ask it and to read its answers."""
 
     teacher: Teacher
-    name: str
+    module: ModuleType  # its provider's file
     identity: str  # tells it from another of the same name
     share: tuple[int, int]  # the prompts it is asked: those whose hash is in this range of 0 .. ALL
-    request: Callable[[list[Message]], dict[str, Any]]
-    parse: Callable[[int, bytes], Parsed | Problem]
     passage: templates.Template | None  # shows it a prompt's context, where there is any
+
+
+Asks = Callable[[Source], Iterator[list[Ask]]]
+"""Everything that a teacher is to be asked, the samples of some prompts at a time."""
 
 
 def sources(recipe: Recipe) -> dict[str, Path]:
@@ -87,498 +73,7 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     return found
 
 
-# --- teachers --------------------------------------------------------------------------------------------------------
-
-
-def teacher_name(teacher: Teacher) -> str:
-    """How rows and reports call a teacher."""
-    return teacher.name or teacher.model
-
-
-def local_teacher_folder(recipe: Recipe, teacher: Teacher) -> str:
-    """What pipeline.teachers.local.load opens for a teacher of provider `local`: its folder or hub id. The embedded
-    teacher is trained now if it is not in the cache."""
-    if not teacher.embedded:
-        return teacher.model
-    from pipeline.teachers.embedded import embedded_teacher
-    from pipeline.training import training_progress
-
-    facts = read_facts(paths.domain_data_folder(recipe.domain) / "facts", teacher.embedded.relations)
-    settings = teacher.embedded
-    if settings.seed is None:
-        settings = settings.model_copy(update={"seed": recipe.seed})
-    if settings.lead_ins is None:
-        domain_file = paths.prompts_folder(recipe.domain) / "domain.yaml"
-        lead_ins = read_domain(domain_file).lead_ins if domain_file.is_file() else []
-        settings = settings.model_copy(update={"lead_ins": lead_ins})
-    with training_progress("train the embedded teacher") as log:
-        return str(embedded_teacher(facts, settings, paths.cache_root(), log=log))
-
-
-def provider(teacher: Teacher) -> ModuleType:
-    """The provider's file: request, wire, connect, limits, parse (see pipeline/teachers/openai.py)."""
-    return importlib.import_module(f"pipeline.teachers.{teacher.provider}")
-
-
-def open_sources(recipe: Recipe) -> list[Source]:
-    """The recipe's teachers with their shares of the prompts."""
-    teachers, seed, sampling = recipe.collect.teachers, recipe.seed, recipe.collect.sampling
-    total, edge, made = sum(teacher.weight for teacher in teachers), 0.0, []
-    passage = None
-    if recipe.generate.documents:
-        passage = templates.load(paths.template_of(recipe.domain, "passage.jinja"))
-    for teacher in teachers:
-        low, edge = edge, edge + teacher.weight / total
-        share = (int(low * ALL), ALL if teacher is teachers[-1] else int(edge * ALL))
-        if recipe.collect.strategy == "all":
-            share = (0, ALL)
-        place = Path(local_teacher_folder(recipe, teacher) if teacher.provider == "local" else teacher.model)
-        if teacher.provider in ("openai", "anthropic"):
-            identity = "|".join(teacher.urls())
-        else:
-            identity = artifacts.digest(place) if place.is_dir() else ""
-        if teacher.provider == "local":
-            request, parse = partial(local_request, teacher, sampling, seed), parse_local
-        else:
-            module = provider(teacher)
-            request, parse = partial(_request, module, teacher, sampling, seed), module.parse
-        made.append(Source(teacher, teacher_name(teacher), identity, share, request, parse, passage))
-    return made
-
-
-def _request(
-    module: ModuleType, teacher: Teacher, sampling: Sampling, seed: int, messages: list[Message]
-) -> dict[str, Any]:
-    made: dict[str, Any] = module.request(teacher, messages, sampling, seed)
-    return made
-
-
-def read_key(teacher: Teacher) -> str | None:
-    """The teacher's key from its environment variable, None where it needs none. Raises UserError, without the key."""
-    variable = teacher.api_key_env or (None if teacher.urls() else provider(teacher).KEY_ENV)
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "")
-    if not key:
-        raise UserError(
-            f"collect.teachers: {teacher_name(teacher)}: the environment variable {variable} is not set. Put the key "
-            f"for provider {teacher.provider} into it (export {variable}=...)."
-        )
-    if not all("!" <= character <= "~" for character in key):
-        raise UserError(
-            f"collect.teachers: {teacher_name(teacher)}: {variable} has white space or unusual characters in it "
-            "(a newline at its end?). Set it to the key alone."
-        )
-    return key
-
-
-def rates_of(teacher: Teacher) -> Rates | None:
-    """US dollars a million tokens, or None where the recipe gives no price."""
-    price = teacher.price
-    if price is None:
-        return None
-    cached = price.input if price.cached_input is None else price.cached_input
-    written = price.input if price.cache_write is None else price.cache_write
-    return (price.input, cached, written, price.output)
-
-
-def halved(rates: Rates | None) -> Rates | None:
-    """The rates of a batch."""
-    return rates and (rates[0] * BATCH_SHARE, rates[1] * BATCH_SHARE, rates[2] * BATCH_SHARE, rates[3] * BATCH_SHARE)
-
-
-def accept_terms(recipe: Recipe) -> dict[str, str]:
-    """Name the hosted providers' terms before anything is sent, and return how they were accepted: {provider: how}.
-    Raises UserError if they were not."""
-    owners = {hosted(teacher.provider, teacher.urls()) for teacher in recipe.collect.teachers}
-    accepted: dict[str, str] = {}
-    for name in sorted(owner for owner in owners if owner):
-        text, link = importlib.import_module(f"pipeline.teachers.{name}").TERMS
-        say(f"  {text}: {link}")
-        if recipe.collect.accept_terms:
-            accepted[name] = f"collect.accept_terms: true ({link})"
-            continue
-        if not sys.stdin.isatty():
-            raise UserError(
-                f"{text}. Read {link}, and set `collect.accept_terms: true` in the recipe (or --set "
-                "collect.accept_terms=true) if your use is allowed."
-            )
-        say("  Have you read them, and is your use allowed? Type yes to go on.")
-        if sys.stdin.readline().strip().lower() != "yes":
-            raise UserError("the terms were not accepted, and nothing was sent.")
-        accepted[name] = f"answered yes at the prompt ({link})"
-    return accepted
-
-
-# --- what to ask -----------------------------------------------------------------------------------------------------
-
-
-def system_message(recipe: Recipe) -> str | None:
-    """The system prompt of collect.system, or None."""
-    if not recipe.collect.system:
-        return None
-    template = templates.find_template(paths.prompts_folder(recipe.domain), recipe.collect.system)
-    return templates.render(template, domain=recipe.domain)
-
-
-def chunks(path: Path) -> Iterator[list[Row]]:
-    """The prompts, some at a time."""
-    for batch in artifacts.read_batches(path, ["id", "messages", "context"]):
-        for start in range(0, batch.num_rows, PROMPTS_AT_ONCE):
-            yield batch.slice(start, PROMPTS_AT_ONCE).to_pylist()
-
-
-def asks_of(source: Source, prompts: list[Row], system: str | None, samples: int) -> list[Ask]:
-    """What a teacher is to be asked about some prompts: its share of them, prompt by prompt."""
-    low, high = source.share
-    first = [{"role": "system", "content": system}] if system is not None else []
-    asks = []
-    for prompt in prompts:
-        # Ids are hashes, so a range of them is a random part; mixed once more, for ids that are not ours.
-        place = int.from_bytes(blake2b(prompt["id"].encode(), digest_size=8, key=b"teacher").digest())
-        if not low <= place < high:
-            continue
-        turns, context = prompt["messages"], prompt["context"]
-        if context and source.passage and context not in turns[-1]["content"]:
-            turns = turns[:-1] + documents.shown(source.passage, context, turns[-1]["content"], open_book=False)
-        request = source.request(first + turns)
-        canonical = canonical_json(request)
-        for sample in range(samples):
-            key = request_key(source.teacher.provider, source.identity, canonical, sample)
-            row_id = make_id(prompt["id"], source.name, sample)
-            asks.append(Ask(row_id, prompt["id"], sample, prompt["messages"], context, request, canonical, key))
-    return asks
-
-
-def seed_of(ask: Ask) -> int:
-    """A sample's own seed, 63 bits. Not from the key: a teacher trained anew from the same facts samples alike."""
-    content = f"{ask.sample} {ask.canonical}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(content, digest_size=8).digest()) >> 1
-
-
-def missing(source: Source, asks: list[Ask], store: Store) -> tuple[list[Ask], list[Any]]:
-    """The asks without a usable answer, and what has to be mended in the store.
-
-    Stored bodies are parsed again: one whose process died between storing and parsing it may be no answer at all.
-    """
-    answers = store.answers([ask.key for ask in asks])
-    lacking, mends = [], []
-    for ask in asks:
-        answer = answers.get(ask.key)
-        if answer is None:
-            lacking.append(ask)
-            continue
-        outcome = source.parse(answer.status, answer.body)
-        if isinstance(outcome, Problem):
-            usable = outcome.kind == "final"
-        else:
-            usable = answer.choice not in unanswered(outcome, answer.choice + 1)
-            if answer.rates and outcome.usage and cost(answer.rates, outcome.usage) != answer.usd:
-                mends.append(settle_cost(answer.body_id, cost(answer.rates, outcome.usage)))
-        if not usable:
-            mends.append(unbind(ask.key, answer.body_id))
-            lacking.append(ask)
-    return lacking, mends
-
-
-def calls_of(source: Source, asks: list[Ask], rates: Rates | None, together: int, shift: int = 0) -> list[Call]:
-    """The requests for `asks`, up to `together` samples of a prompt in each, with other seeds by `shift`."""
-    module, made, start = provider(source.teacher), [], 0
-    while start < len(asks):
-        end = start + 1
-        while end < len(asks) and end - start < together and asks[end].prompt_id == asks[start].prompt_id:
-            end += 1
-        some = asks[start:end]
-        request, n = some[0].request, len(some)
-        body = module.wire(request, n, seed_of(some[0]) + shift)
-        limit = next(request[name] for name in ("max_completion_tokens", "max_tokens") if name in request)
-        usd = worst_case(rates, body, len(request["messages"]), limit, n) if rates else 0.0
-        tokens = len(body) // CHARACTERS_A_TOKEN + limit * n
-
-        def again(places: Sequence[int], together: int, more: int, some: list[Ask] = some) -> list[Call]:
-            return calls_of(source, [some[place] for place in places], rates, together, more)
-
-        made.append(Call(tuple(ask.key for ask in some), body, tokens, usd, again))
-        start = end
-    return made
-
-
-def prompts_expected(recipe: Recipe) -> int:
-    """How many prompts generate will make; with target_kept every second answer is taken to be kept."""
-    count = recipe.first_round or COUNT
-    if recipe.generate.target_kept:
-        count = max(count, 2 * recipe.rows_to_prompts(recipe.generate.target_kept))
-    return count
-
-
-def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]]:
-    """What collecting would take if nothing were stored: for each teacher {"teacher", "provider", "requests",
-    "input_tokens", "output_tokens" (the most), "usd" (the most; None without a price)}. `prompts`: the table, or None
-    while generate has not run; then its prompts are taken to have 200 characters each, and with target_kept every
-    second answer to be kept."""
-    collect = recipe.collect
-    if collect.file:
-        return []
-    system = len(system_message(recipe) or "") // CHARACTERS_A_TOKEN
-    total = sum(teacher.weight for teacher in collect.teachers)
-    if prompts:
-        lengths = [
-            sum(len(message["content"]) for message in prompt["messages"]) + len(prompt["context"] or "")
-            for some in chunks(prompts)
-            for prompt in some
-        ]
-        count, characters = len(lengths), sum(lengths)
-    else:
-        count = prompts_expected(recipe)
-        characters = written.PROMPT * count
-    lines = []
-    for teacher in collect.teachers:
-        share = 1.0 if collect.strategy == "all" else teacher.weight / total
-        asked = round(count * share)
-        together = 1 if teacher.provider == "local" else provider(teacher).SAMPLES_AT_ONCE
-        requests = asked * -(-collect.samples // together)
-        input_tokens = round(
-            (characters / CHARACTERS_A_TOKEN * share + asked * (system + 8)) * requests / max(asked, 1)
-        )
-        output_tokens = asked * collect.samples * collect.sampling.max_tokens
-        lines.append(estimated(teacher, teacher_name(teacher), requests, input_tokens, output_tokens))
-    return lines
-
-
-def estimated(teacher: Teacher, name: str, requests: int, input_tokens: int, output_tokens: int) -> dict[str, Any]:
-    """A line of `estimate`."""
-    rates = halved(rates_of(teacher)) if teacher.mode == "batch" else rates_of(teacher)
-    return {
-        "teacher": name,
-        "provider": teacher.provider,
-        "requests": requests,
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "usd": cost(rates, Usage(input_tokens, 0, output_tokens)) if rates else None,
-    }
-
-
-# --- asking ----------------------------------------------------------------------------------------------------------
-
-
-def local_request(teacher: Teacher, sampling: Sampling, seed: int, messages: list[Message]) -> dict[str, Any]:
-    """What determines an answer of an in-process model."""
-    return {
-        "model": teacher_name(teacher),
-        "messages": messages,
-        "temperature": 1.0 if sampling.temperature is None else sampling.temperature,
-        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "logprobs": sampling.logprobs,
-        "seed": seed,
-        **({"top_logprobs": sampling.top_logprobs} if sampling.logprobs and sampling.top_logprobs else {}),
-    }
-
-
-def parse_local(status: int, body: bytes) -> Parsed | Problem:
-    """What pipeline.teachers.local.answer returned, from the store."""
-    answer = json.loads(body)
-    if answer["finish_reason"] == "error":
-        return Problem("final", "context_length", answer["error"])
-    scores = answer["logprobs"]
-    logprobs = [{"token": None, "id": None, "logprob": score, "top": None} for score in scores] if scores else None
-    for entry, token, top in zip(logprobs or (), answer.get("ids", ()), answer.get("top", ()), strict=False):
-        entry["id"] = token
-        entry["top"] = [{"token": None, "id": other, "logprob": value, "top": None} for other, value in top]
-    reply = Reply(answer["text"], answer["finish_reason"], None, logprobs)
-    return Parsed([reply], Usage(answer["input_tokens"], 0, answer["output_tokens"]))
-
-
-def ask_local(
-    recipe: Recipe, source: Source, asks: list[Ask], store: Store, job: str, advance: Callable[[int], None]
-) -> int:
-    """Answer what the store lacks with a model in this process; returns how many were asked.
-
-    The batches are cut from the whole list, whatever is stored, and a batch with a gap is answered as a whole and
-    stored at once: what a row is computed beside is then the same in a resumed run as in an unbroken one.
-    """
-    from pipeline.teachers import local
-
-    teacher = source.teacher
-    asks = sorted(asks, key=lambda ask: (sum(len(message["content"]) for message in ask.request["messages"]), ask.id))
-    loaded, asked = None, 0
-    for start in range(0, len(asks), teacher.batch_size):
-        batch = asks[start : start + teacher.batch_size]
-        if len(store.answers([ask.key for ask in batch])) < len(batch):
-            if loaded is None:
-                loaded = local.load(local_teacher_folder(recipe, teacher), trust_remote_code=teacher.trust_remote_code)
-            request = batch[0].request
-            answers = local.answer(
-                loaded,
-                [ask.request["messages"] for ask in batch],
-                temperature=request["temperature"],
-                top_p=request["top_p"],
-                max_tokens=request["max_tokens"],
-                seeds=[seed_of(ask) for ask in batch],
-                logprobs=request["logprobs"],
-                top_logprobs=request.get("top_logprobs"),
-            )
-            store.commit([_received(source, job, *pair) for pair in zip(batch, answers, strict=True)])
-            asked += len(batch)
-        advance(len(batch))
-    return asked
-
-
-def _received(source: Source, job: str, ask: Ask, answer: dict[str, Any]) -> Received:
-    return Received(
-        intent=new_id(),
-        job=job,
-        provider=source.teacher.provider,
-        model=source.name,
-        request=ask.canonical.encode("utf-8", "surrogatepass"),
-        status=200,
-        body=json.dumps(answer).encode(),
-        usd=None,
-        rates=None,
-        attempts=1,
-        keys=(ask.key,),
-    )
-
-
-def ask_over_http(
-    recipe: Recipe,
-    lines: list[tuple[Source, Endpoint]],
-    asks: Callable[[Source], Iterator[list[Ask]]],
-    store: Store,
-    job: str,
-    advance: Callable[[int], None],
-) -> tuple[int, int, float]:
-    """Ask all teachers that are reached over HTTP side by side; returns (requests sent, answers that the store had, US
-    dollars spent by this run now and before). Raises StopRun."""
-
-    stored = 0
-
-    async def ask_all() -> tuple[int, int, float]:
-        budget = Budget(recipe.collect.budget_usd, store.spent(job))
-        async with GroupCommit(store) as commits:
-
-            def lacking(source: Source, rates: Rates | None, together: int, count: bool = True) -> Iterator[Call]:
-                nonlocal stored
-                for some in asks(source):
-                    lack, mends = missing(source, some, store)
-                    for write in mends:
-                        commits.add(write)
-                    if count:
-                        stored += len(some) - len(lack)
-                        advance(len(some) - len(lack))
-                    yield from calls_of(source, lack, rates, together)
-
-            tasks: list[Coroutine[Any, Any, int]] = []
-            halt: list[StopRun] = []
-            for source, endpoint in lines:
-                teacher, module = source.teacher, provider(source.teacher)
-                rates = rates_of(teacher)
-                line = Line(
-                    name=source.name,
-                    provider=teacher.provider,
-                    job=job,
-                    endpoint=endpoint,
-                    parse=source.parse,
-                    limits=module.limits,
-                    rates=rates,
-                    max_in_flight=teacher.max_in_flight,
-                    requests_per_minute=teacher.requests_per_minute,
-                    tokens_per_minute=teacher.tokens_per_minute,
-                    timeout_s=recipe.collect.timeout_s,
-                    deadline_s=recipe.collect.deadline_s,
-                )
-                if teacher.mode == "batch":
-                    half = halved(rates)
-                    batches = BatchLine(replace(line, rates=half), line, module.batches(endpoint))
-                    tasks.append(
-                        BatchAsking(batches, store, commits, budget, advance, halt).run(
-                            partial(lacking, source, half, 1, False), partial(lacking, source, rates, 1)
-                        )
-                    )
-                else:
-                    calls = lacking(source, rates, module.SAMPLES_AT_ONCE)
-                    tasks.append(Asking(line, commits, budget, advance, halt).run(calls))
-            running = [asyncio.create_task(task) for task in tasks]
-            try:
-                await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
-            finally:
-                # What a provider says halts all teachers, which then see to what they have in flight.
-                for task in running if not halt else []:
-                    task.cancel()
-            results = await asyncio.gather(*running, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, StopRun | asyncio.CancelledError):
-                raise result
-        if halt:
-            raise halt[0]
-        return sum(result for result in results if isinstance(result, int)), stored, budget.spent
-
-    return asyncio.run(ask_all())
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def completion(ask: Ask, source: Source, answer: Answer, parsed: Parsed) -> Row:
-    """A row of completions. What one request for several samples used is shared out among them."""
-    reply, n, usage = parsed.replies[answer.choice], len(parsed.replies), parsed.usage
-    assert reply
-    usd = cost(answer.rates, usage) if answer.rates and usage else answer.usd
-    return {
-        "id": ask.id,
-        "prompt_id": ask.prompt_id,
-        "sample": ask.sample,
-        "messages": ask.messages,
-        "context": ask.context,
-        "text": mend(reply.text),
-        "reasoning": None if reply.reasoning is None else mend(reply.reasoning),
-        "finish_reason": reply.finish_reason,
-        "teacher": source.name,
-        "provider": source.teacher.provider,
-        "input_tokens": shares(usage.input_tokens, n)[answer.choice] if usage else None,
-        "cached_tokens": shares(usage.cached_tokens, n)[answer.choice] if usage else None,
-        "output_tokens": output_shares(parsed)[answer.choice],
-        "cost_usd": None if usd is None else usd / n,
-        "logprobs": reply.logprobs and [_mended(entry) for entry in reply.logprobs],
-    }
-
-
-def _mended(entry: dict[str, Any]) -> dict[str, Any]:
-    top = [_mended(other) for other in entry["top"]] if entry["top"] else None
-    return entry | {"token": entry["token"] and mend(entry["token"]), "top": top}
-
-
-def failure(ask: Ask, source: Source, reason: str, detail: str, attempts: int) -> Row:
-    """A row of failures."""
-    return {
-        "id": ask.id,
-        "prompt_id": ask.prompt_id,
-        "sample": ask.sample,
-        "messages": ask.messages,
-        "teacher": source.name,
-        "provider": source.teacher.provider,
-        "reason": reason,
-        "detail": mend(detail)[:DETAIL_CHARACTERS],
-        "attempts": attempts,
-    }
-
-
-def rows_of(source: Source, asks: list[Ask], store: Store) -> tuple[list[Row], list[Row]]:
-    """The completions and failures that the store has for `asks`."""
-    answers = store.answers([ask.key for ask in asks])
-    faults = store.faults([ask.key for ask in asks if ask.key not in answers])
-    completions, failures = [], []
-    for ask in asks:
-        answer = answers.get(ask.key)
-        if answer is None:
-            failures.append(failure(ask, source, *faults.get(ask.key, ("not_asked", "", 0))))
-            continue
-        parsed = source.parse(answer.status, answer.body)
-        if isinstance(parsed, Problem):
-            failures.append(failure(ask, source, parsed.reason, parsed.detail, answer.attempts))
-        else:
-            completions.append(completion(ask, source, answer, parsed))
-    return completions, failures
+# --- answers from a file ---------------------------------------------------------------------------------------------
 
 
 def take_file(recipe: Recipe, path: Path, completions: artifacts.Sorter, failures: artifacts.Sorter) -> dict[str, Any]:
@@ -624,6 +119,320 @@ def take_file(recipe: Recipe, path: Path, completions: artifacts.Sorter, failure
     }
 
 
+# --- whom to ask what ------------------------------------------------------------------------------------------------
+
+
+def accept_terms(recipe: Recipe) -> dict[str, str]:
+    """Name the hosted providers' terms before anything is sent, and return how they were accepted: {provider: how}.
+    Raises UserError if they were not."""
+    owners = {hosted(teacher.provider, teacher.urls()) for teacher in recipe.collect.teachers}
+    accepted: dict[str, str] = {}
+    for name in sorted(owner for owner in owners if owner):
+        text, link = importlib.import_module(f"pipeline.teachers.{name}").TERMS
+        say(f"  {text}: {link}")
+        if recipe.collect.accept_terms:
+            accepted[name] = f"collect.accept_terms: true ({link})"
+            continue
+        if not sys.stdin.isatty():
+            raise UserError(
+                f"{text}. Read {link}, and set `collect.accept_terms: true` in the recipe (or --set "
+                "collect.accept_terms=true) if your use is allowed."
+            )
+        say("  Have you read them, and is your use allowed? Type yes to go on.")
+        if sys.stdin.readline().strip().lower() != "yes":
+            raise UserError("the terms were not accepted, and nothing was sent.")
+        accepted[name] = f"answered yes at the prompt ({link})"
+    return accepted
+
+
+def open_sources(recipe: Recipe) -> list[Source]:
+    """The recipe's teachers with their shares of the prompts."""
+    teachers = recipe.collect.teachers
+    total, edge, made = sum(teacher.weight for teacher in teachers), 0.0, []
+    passage = None
+    if recipe.generate.documents:
+        passage = templates.load(paths.template_of(recipe.domain, "passage.jinja"))
+    for teacher in teachers:
+        low, edge = edge, edge + teacher.weight / total
+        share = (int(low * ALL), ALL if teacher is teachers[-1] else int(edge * ALL))
+        if recipe.collect.strategy == "all":
+            share = (0, ALL)
+        place = Path(local_teacher_folder(recipe, teacher) if teacher.provider == "local" else teacher.model)
+        if teacher.provider in ("openai", "anthropic"):
+            identity = "|".join(teacher.urls())
+        else:
+            identity = artifacts.digest(place) if place.is_dir() else ""
+        made.append(Source(teacher, provider_of(teacher), identity, share, passage))
+    return made
+
+
+def system_message(recipe: Recipe) -> str | None:
+    """The system prompt of collect.system, or None."""
+    if not recipe.collect.system:
+        return None
+    template = templates.find_template(paths.prompts_folder(recipe.domain), recipe.collect.system)
+    return templates.render(template, domain=recipe.domain)
+
+
+def chunks(path: Path) -> Iterator[list[Row]]:
+    """The prompts, some at a time."""
+    for batch in artifacts.read_batches(path, ["id", "messages", "context"]):
+        for start in range(0, batch.num_rows, PROMPTS_AT_ONCE):
+            yield batch.slice(start, PROMPTS_AT_ONCE).to_pylist()
+
+
+def asks_of(recipe: Recipe, source: Source, prompts: list[Row], system: str | None) -> list[Ask]:
+    """What a teacher is to be asked about some prompts: its share of them, prompt by prompt."""
+    low, high = source.share
+    first = [{"role": "system", "content": system}] if system is not None else []
+    asks = []
+    for prompt in prompts:
+        # Ids are hashes, so a range of them is a random part; mixed once more, for ids that are not ours.
+        place = int.from_bytes(blake2b(prompt["id"].encode(), digest_size=8, key=b"teacher").digest())
+        if not low <= place < high:
+            continue
+        turns, context = prompt["messages"], prompt["context"]
+        if context and source.passage and context not in turns[-1]["content"]:
+            turns = turns[:-1] + documents.shown(source.passage, context, turns[-1]["content"], open_book=False)
+        request = source.module.request(source.teacher, first + turns, recipe.collect.sampling, recipe.seed)
+        canonical = canonical_json(request)
+        for sample in range(recipe.collect.samples):
+            key = request_key(source.teacher.provider, source.identity, canonical, sample)
+            row_id = make_id(prompt["id"], source.teacher.called, sample)
+            asks.append(Ask(row_id, prompt["id"], sample, prompt["messages"], context, request, canonical, key))
+    return asks
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def ask_local(recipe: Recipe, source: Source, asks: Asks, store: Store, job: str) -> tuple[int, int]:
+    """Answer what the store lacks with a model in this process; returns (answers made, answers that the store had).
+
+    The batches are cut from the whole list, whatever is stored, and a batch with a gap is answered as a whole and
+    stored at once: what a row is computed beside is then the same in a resumed run as in an unbroken one.
+    """
+    from pipeline.teachers import local
+
+    teacher, loaded, asked = source.teacher, None, 0
+    wanted = [ask for some in asks(source) for ask in some]
+    wanted.sort(key=lambda ask: (sum(len(message["content"]) for message in ask.request["messages"]), ask.id))
+    with progress(f"ask {teacher.called}", len(wanted), "answers") as advance:
+        for start in range(0, len(wanted), teacher.batch_size):
+            batch = wanted[start : start + teacher.batch_size]
+            if len(store.known([ask.key for ask in batch])) < len(batch):
+                if loaded is None:
+                    place = local_teacher_folder(recipe, teacher)
+                    loaded = local.load(place, trust_remote_code=teacher.trust_remote_code)
+                request = batch[0].request
+                answers = local.answer(
+                    loaded,
+                    [ask.request["messages"] for ask in batch],
+                    temperature=request["temperature"],
+                    top_p=request["top_p"],
+                    max_tokens=request["max_tokens"],
+                    seeds=[seed_of(ask) for ask in batch],
+                    logprobs=request["logprobs"],
+                    top_logprobs=request.get("top_logprobs"),
+                )
+                store.commit([_received(teacher, job, *pair) for pair in zip(batch, answers, strict=True)])
+                asked += len(batch)
+            advance(len(batch))
+    return asked, len(wanted) - asked
+
+
+def _received(teacher: Teacher, job: str, ask: Ask, answer: dict[str, Any]) -> Received:
+    return Received(
+        intent=new_id(),
+        job=job,
+        provider=teacher.provider,
+        model=teacher.called,
+        request=ask.canonical.encode("utf-8", "surrogatepass"),
+        status=200,
+        body=json.dumps(answer).encode(),
+        usd=None,
+        rates=None,
+        attempts=1,
+        keys=(ask.key,),
+    )
+
+
+def ask_over_http(
+    recipe: Recipe, sources: list[Source], keys: dict[str, str | None], asks: Asks, rows: int, store: Store, job: str
+) -> tuple[int, int, float]:
+    """Ask the teachers that are reached over HTTP, and start a server for those that want one while it is needed.
+    rows: prompts x samples. Returns (requests sent, answers that the store had, US dollars spent by this run now and
+    before). Raises StopRun."""
+    with ExitStack() as servers:
+        reached = []
+        for source in sources:
+            teacher = source.teacher
+            if teacher.serve:
+                if not any(missing(source.module.parse, some, store)[0] for some in asks(source)):
+                    continue
+                url = servers.enter_context(source.module.serve(teacher))
+                teacher = teacher.model_copy(update={"base_url": url})
+            reached.append((source, source.module.connect(teacher, keys[teacher.called])))
+        if not reached:
+            return 0, 0, 0.0
+        part = sum(source.share[1] - source.share[0] for source, _ in reached) / ALL
+        names = ", ".join(source.teacher.called for source, _ in reached)
+        with progress(f"ask {names}", round(rows * part), "answers") as advance:
+            return asyncio.run(ask_all(recipe, reached, asks, store, job, advance))
+
+
+async def ask_all(
+    recipe: Recipe,
+    reached: list[tuple[Source, Endpoint]],
+    asks: Asks,
+    store: Store,
+    job: str,
+    advance: Callable[[int], None],
+) -> tuple[int, int, float]:
+    """Ask teachers side by side what the store lacks; returns what ask_over_http does."""
+    stored = 0
+    halt: list[StopRun] = []
+    budget = Budget(recipe.collect.budget_usd, store.spent(job))
+    async with GroupCommit(store) as commits:
+
+        def lacking(source: Source, rates: Rates | None, together: int, count: bool = True) -> Iterator[Call]:
+            nonlocal stored
+            for some in asks(source):
+                lack, mends = missing(source.module.parse, some, store)
+                for write in mends:
+                    commits.add(write)
+                if count:
+                    stored += len(some) - len(lack)
+                    advance(len(some) - len(lack))
+                yield from calls_of(source.module, lack, rates, together)
+
+        asking: list[Coroutine[Any, Any, int]] = []
+        for source, endpoint in reached:
+            teacher, module = source.teacher, source.module
+            line = Line(
+                name=teacher.called,
+                provider=teacher.provider,
+                job=job,
+                endpoint=endpoint,
+                parse=module.parse,
+                limits=module.limits,
+                rates=rates_of(teacher),
+                max_in_flight=teacher.max_in_flight,
+                requests_per_minute=teacher.requests_per_minute,
+                tokens_per_minute=teacher.tokens_per_minute,
+                timeout_s=recipe.collect.timeout_s,
+                deadline_s=recipe.collect.deadline_s,
+            )
+            if teacher.mode == "batch":
+                half = replace(line, rates=rates_of(teacher, BATCH_SHARE))
+                batches = BatchAsking(half, line, module.batches(endpoint), store, commits, budget, advance, halt)
+                calls = partial(lacking, source, half.rates, 1, count=False)
+                asking.append(batches.run(calls, partial(lacking, source, line.rates, 1)))
+            else:
+                online = Asking(line, commits, budget, advance, halt)
+                asking.append(online.run(lacking(source, line.rates, module.SAMPLES_AT_ONCE)))
+        sent = await side_by_side(asking, halt)
+    return sent, stored, budget.spent
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def completion(ask: Ask, source: Source, answer: Answer, parsed: Parsed) -> Row:
+    """A row of completions. What one request for several samples used is shared out among them."""
+    reply, n, usage = parsed.replies[answer.choice], len(parsed.replies), parsed.usage
+    assert reply
+    usd = cost(answer.rates, usage) if answer.rates and usage else answer.usd
+    return {
+        "id": ask.id,
+        "prompt_id": ask.prompt_id,
+        "sample": ask.sample,
+        "messages": ask.messages,
+        "context": ask.context,
+        "text": mend(reply.text),
+        "reasoning": None if reply.reasoning is None else mend(reply.reasoning),
+        "finish_reason": reply.finish_reason,
+        "teacher": source.teacher.called,
+        "provider": source.teacher.provider,
+        "input_tokens": shares(usage.input_tokens, n)[answer.choice] if usage else None,
+        "cached_tokens": shares(usage.cached_tokens, n)[answer.choice] if usage else None,
+        "output_tokens": output_shares(parsed)[answer.choice],
+        "cost_usd": None if usd is None else usd / n,
+        "logprobs": reply.logprobs and [_mended(entry) for entry in reply.logprobs],
+    }
+
+
+def _mended(entry: dict[str, Any]) -> dict[str, Any]:
+    top = [_mended(other) for other in entry["top"]] if entry["top"] else None
+    return entry | {"token": entry["token"] and mend(entry["token"]), "top": top}
+
+
+def failure(ask: Ask, source: Source, reason: str, detail: str, attempts: int) -> Row:
+    """A row of failures."""
+    return {
+        "id": ask.id,
+        "prompt_id": ask.prompt_id,
+        "sample": ask.sample,
+        "messages": ask.messages,
+        "teacher": source.teacher.called,
+        "provider": source.teacher.provider,
+        "reason": reason,
+        "detail": mend(detail)[:DETAIL_CHARACTERS],
+        "attempts": attempts,
+    }
+
+
+def rows_of(source: Source, asks: list[Ask], store: Store) -> tuple[list[Row], list[Row]]:
+    """The completions and failures that the store has for `asks`."""
+    answers = store.answers([ask.key for ask in asks])
+    faults = store.faults([ask.key for ask in asks if ask.key not in answers])
+    completions, failures = [], []
+    for ask in asks:
+        answer = answers.get(ask.key)
+        if answer is None:
+            failures.append(failure(ask, source, *faults.get(ask.key, ("not_asked", "", 0))))
+            continue
+        parsed = source.module.parse(answer.status, answer.body)
+        if isinstance(parsed, Problem):
+            failures.append(failure(ask, source, parsed.reason, parsed.detail, answer.attempts))
+        else:
+            completions.append(completion(ask, source, answer, parsed))
+    return completions, failures
+
+
+def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]]:
+    """What collecting would take if nothing were stored: for each teacher {"teacher", "provider", "requests",
+    "input_tokens", "output_tokens" (the most), "usd" (the most; None without a price)}. `prompts`: the table, or None
+    while generate has not run; then its prompts are taken to have 200 characters each, and with target_kept every
+    second answer to be kept."""
+    collect = recipe.collect
+    if collect.file:
+        return []
+    system = len(system_message(recipe) or "") // CHARACTERS_A_TOKEN
+    total = sum(teacher.weight for teacher in collect.teachers)
+    if prompts:
+        lengths = [
+            sum(len(message["content"]) for message in prompt["messages"]) + len(prompt["context"] or "")
+            for some in chunks(prompts)
+            for prompt in some
+        ]
+        count, characters = len(lengths), sum(lengths)
+    else:
+        count = recipe.prompts_expected
+        characters = written.PROMPT * count
+    lines = []
+    for teacher in collect.teachers:
+        share = 1.0 if collect.strategy == "all" else teacher.weight / total
+        asked = round(count * share)
+        requests = asked * -(-collect.samples // provider_of(teacher).SAMPLES_AT_ONCE)
+        input_tokens = round(
+            (characters / CHARACTERS_A_TOKEN * share + asked * (system + 8)) * requests / max(asked, 1)
+        )
+        output_tokens = asked * collect.samples * collect.sampling.max_tokens
+        lines.append(estimated(teacher, "", requests, input_tokens, output_tokens))
+    return lines
+
+
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Ask every teacher for what the store lacks, then write completions.parquet and failures.parquet.
 
@@ -633,49 +442,31 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     failures = artifacts.Sorter(out, "failures", FAILURES)
     if recipe.collect.file:
         return take_file(recipe, inputs["file"], completions, failures)
-    job, system, samples = out.parent.name, system_message(recipe), recipe.collect.samples
+    job, system = out.parent.name, system_message(recipe)
     terms = accept_terms(recipe)
-    keys = {teacher_name(t): read_key(t) for t in recipe.collect.teachers if t.provider != "local"}
+    keys = {teacher.called: read_key(teacher) for teacher in recipe.collect.teachers if teacher.provider != "local"}
     sources = open_sources(recipe)
 
     def asks(source: Source) -> Iterator[list[Ask]]:
         for some in chunks(inputs["prompts"]):
-            yield asks_of(source, some, system, samples)
+            yield asks_of(recipe, source, some, system)
 
-    sent, stored, spent = 0, 0, 0.0
-    with Store() as store, ExitStack() as servers:
-        local = [source for source in sources if source.teacher.provider == "local"]
-        for source in local:
-            wanted = [ask for some in asks(source) for ask in some]
-            with progress(f"ask {source.name}", len(wanted), "answers") as advance:
-                asked = ask_local(recipe, source, wanted, store, job, advance)
-            sent, stored = sent + asked, stored + len(wanted) - asked
-
-        lines = []
+    reasons: Counter[str] = Counter()
+    usage: dict[str, float] = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "cost_usd": 0.0}
+    sent = stored = 0
+    with Store() as store:
         for source in sources:
-            if source in local:
-                continue
-            teacher = source.teacher
-            if teacher.serve:
-                if not any(lack for some in asks(source) for lack in missing(source, some, store)[0]):
-                    continue
-                url = servers.enter_context(provider(teacher).serve(teacher))
-                teacher = teacher.model_copy(update={"base_url": url})
-            lines.append((source, provider(teacher).connect(teacher, keys[source.name])))
-        if lines:
-            rows = artifacts.count_rows(inputs["prompts"]) * samples
-            part = sum(source.share[1] - source.share[0] for source, _ in lines) / ALL
-            with progress(
-                "ask " + ", ".join(source.name for source, _ in lines), round(rows * part), "answers"
-            ) as advance:
-                requests, found, spent = ask_over_http(recipe, lines, asks, store, job, advance)
-            sent, stored = sent + requests, stored + found
+            if source.teacher.provider == "local":
+                asked, found = ask_local(recipe, source, asks, store, job)
+                sent, stored = sent + asked, stored + found
+        remote = [source for source in sources if source.teacher.provider != "local"]
+        rows = artifacts.count_rows(inputs["prompts"]) * recipe.collect.samples
+        asked, found, spent = ask_over_http(recipe, remote, keys, asks, rows, store, job)
+        sent, stored = sent + asked, stored + found
 
-        reasons: Counter[str] = Counter()
-        usage: dict[str, float] = {"input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "cost_usd": 0.0}
         for some in chunks(inputs["prompts"]):
             for source in sources:
-                answered, failed = rows_of(source, asks_of(source, some, system, samples), store)
+                answered, failed = rows_of(source, asks_of(recipe, source, some, system), store)
                 completions.add(answered)
                 failures.add(failed)
                 reasons.update(row["reason"] for row in failed)

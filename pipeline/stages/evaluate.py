@@ -47,6 +47,7 @@ from pipeline import (
     report,
     speed,
 )
+from pipeline.calls.budget import CHARACTERS_A_TOKEN, estimated
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.questions import Question
@@ -54,7 +55,7 @@ from pipeline.recipe import Evaluate, Recipe, Teacher
 from pipeline.records import PREDICTIONS, Message, Row, make_id
 from pipeline.stages import assemble, collect, dedupe
 from pipeline.stages.train import open_student
-from pipeline.teachers import local
+from pipeline.teachers import local, local_teacher_folder
 from pipeline.teachers.local import Loaded
 from pipeline.training import memory_errors
 
@@ -118,7 +119,7 @@ def open_models(recipe: Recipe, student: Path, teacher: Teacher | None) -> dict[
     was before training, and the baselines that train wrote beside it."""
     models: dict[str, Loaded] = {}
     if teacher and teacher.provider == "local":
-        place = collect.local_teacher_folder(recipe, teacher)
+        place = local_teacher_folder(recipe, teacher)
         models["teacher"] = local.load(place, trust_remote_code=teacher.trust_remote_code)
     trust = recipe.train.trust_remote_code
     models["student"] = local.load(student, trust_remote_code=trust)
@@ -357,7 +358,7 @@ def against_teacher(
             ends = metrics.share_interval(rate, draws[:, 0] / draws[:, 1], metrics.counted(groups, values[:, 1]))
     (named,) = recipe.judging(config).teachers
     return {
-        "name": collect.teacher_name(named),
+        "name": named.called,
         "questions": len(chosen),
         **{verdict: verdicts.count(verdict) for verdict in ("win", "tie", "loss")},
         "unjudged": verdicts.count(None),
@@ -396,7 +397,7 @@ def cost(run: Path, recipe: Recipe, usages: Sequence[dict[str, Any] | None]) -> 
     return {
         "stages": stages,
         "usd": sum(figures["usd"] for figures in stages.values()) if any(one.price for one in asked) else None,
-        "unpriced": sorted({collect.teacher_name(one) for one in asked if not one.price and one.provider != "local"}),
+        "unpriced": sorted({one.called for one in asked if not one.price and one.provider != "local"}),
         "kept": kept,
         "usd_per_kept": data / kept if kept and any(one.price for one in makers) else None,
         "machine_s": round(seconds, 3),
@@ -443,18 +444,16 @@ def estimate(recipe: Recipe) -> list[dict[str, Any]]:
     asked, lines = questions.held_out(recipe), []
     prompts = [sum(len(turn["content"]) for turn in question.messages) for question in asked]
     if teacher.provider != "local":
-        system = len(collect.system_message(recipe) or "") // collect.CHARACTERS_A_TOKEN
-        read = sum(prompts) // collect.CHARACTERS_A_TOKEN + len(asked) * (system + 8)
-        name = f"{collect.teacher_name(teacher)} (evaluate)"
+        system = len(collect.system_message(recipe) or "") // CHARACTERS_A_TOKEN
+        read = sum(prompts) // CHARACTERS_A_TOKEN + len(asked) * (system + 8)
         said = len(asked) * hosted_room(recipe)
-        lines.append(collect.estimated(teacher, name, len(asked), read, said))
+        lines.append(estimated(teacher, "evaluate", len(asked), read, said))
     if config:
         (named,) = recipe.judging(config).teachers
         many = 2 * min(config.limit, len(asked))
         template = paths.template_of(recipe.domain, "judge_compare.jinja").read_text(encoding="utf-8") + config.criteria
-        shown = (len(template) + max(prompts, default=0)) // collect.CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
-        name = f"{collect.teacher_name(named)} (evaluate.judge)"
-        lines.append(collect.estimated(named, name, many, many * shown, many * config.max_tokens))
+        shown = (len(template) + max(prompts, default=0)) // CHARACTERS_A_TOKEN + 2 * recipe.evaluate.max_tokens
+        lines.append(estimated(named, "evaluate.judge", many, many * shown, many * config.max_tokens))
     return lines
 
 
@@ -539,7 +538,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
 def _name(recipe: Recipe, model: str) -> str:
     teacher, student = examined(recipe), recipe.train.student
     if model == "teacher" and teacher:
-        return collect.teacher_name(teacher)
+        return teacher.called
     return student if isinstance(student, str) else str(student["model_type"])
 
 

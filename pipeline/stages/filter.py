@@ -22,6 +22,7 @@ import xxhash
 
 from pipeline import artifacts, judge, paths
 from pipeline.answers import Answer
+from pipeline.calls.budget import CHARACTERS_A_TOKEN, estimated
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.recipe import Filter, Recipe
@@ -302,7 +303,7 @@ def estimate(recipe: Recipe, prompts: Path | None, completions: Path | None) -> 
         return []
     (teacher,), sampling = recipe.filter_judge.teachers, recipe.collect.sampling
     answers = sum(line["output_tokens"] for line in collect.estimate(recipe, prompts)) // sampling.max_tokens
-    characters = answers * (200 + sampling.max_tokens * collect.CHARACTERS_A_TOKEN)
+    characters = answers * (200 + sampling.max_tokens * CHARACTERS_A_TOKEN)
     if completions:
         answers, characters = artifacts.count_rows(completions), 0
         for batch in artifacts.read_batches(completions, ["messages", "text"]):
@@ -311,9 +312,8 @@ def estimate(recipe: Recipe, prompts: Path | None, completions: Path | None) -> 
     template = (
         paths.template_of(recipe.domain, "judge_score.jinja").read_text(encoding="utf-8") + recipe.filter.judge.criteria
     )
-    read = (characters + answers * len(template)) // collect.CHARACTERS_A_TOKEN
-    name = f"{collect.teacher_name(teacher)} (filter.judge)"
-    return [collect.estimated(teacher, name, answers, read, answers * recipe.filter.judge.max_tokens)]
+    read = (characters + answers * len(template)) // CHARACTERS_A_TOKEN
+    return [estimated(teacher, "filter.judge", answers, read, answers * recipe.filter.judge.max_tokens)]
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from pipeline import asking, documents, paths, written
 from pipeline.artifacts import write_table
+from pipeline.calls.budget import CHARACTERS_A_TOKEN, estimated
 from pipeline.coverage import coverage
 from pipeline.domain import Domain, read_domain
 from pipeline.errors import RecipeError, UserError, nearest, where
@@ -214,10 +215,10 @@ def from_documents(
 def from_model(recipe: Recipe, ask_teacher: Ask, want: int, left_out: Counter[str]) -> Iterator[written.Written]:
     """What a local or vLLM teacher writes by itself, with collect.system as its system prompt."""
     from pipeline.stages import collect
-    from pipeline.teachers import local
+    from pipeline.teachers import local, local_teacher_folder
 
     teacher = continuing(recipe)
-    name = collect.local_teacher_folder(recipe, teacher) if teacher.provider == "local" else teacher.model
+    name = local_teacher_folder(recipe, teacher) if teacher.provider == "local" else teacher.model
     opening = local.user_opening(name, collect.system_message(recipe), trust_remote_code=teacher.trust_remote_code)
     return written.magpie(ask_teacher, opening, want, left_out)
 
@@ -254,7 +255,7 @@ def estimate(recipe: Recipe, prompts: Path | None) -> list[dict[str, Any]]:
     if prompts or not recipe.writers or not recipe.writers.teachers:
         return []
     files, limit = sources(recipe), recipe.writers.sampling.max_tokens
-    wanted = shares(collect.prompts_expected(recipe), dict(recipe.generate.methods.items()))
+    wanted = shares(recipe.prompts_expected, dict(recipe.generate.methods.items()))
     totals: dict[str, Counter[str]] = {}
     for method in (method for method in wanted if method in WRITTEN):
         if method == "magpie":
@@ -262,9 +263,9 @@ def estimate(recipe: Recipe, prompts: Path | None) -> list[dict[str, Any]]:
         else:
             texts = files[method].glob("*.jinja") if files[method].is_dir() else [files[method]]
             form = max((len(path.read_text(encoding="utf-8")) for path in texts), default=0)
-        answer = limit * collect.CHARACTERS_A_TOKEN
+        answer = limit * CHARACTERS_A_TOKEN
         asked, shown = written.requests(method, wanted[method], recipe.generate, answer)
-        read = (asked * form + shown) // collect.CHARACTERS_A_TOKEN
+        read = (asked * form + shown) // CHARACTERS_A_TOKEN
         label = "generate, magpie" if method == "magpie" else "generate"
         totals.setdefault(label, Counter()).update(requests=asked, read=read, written=asked * limit)
     lines = []
@@ -273,7 +274,7 @@ def estimate(recipe: Recipe, prompts: Path | None) -> list[dict[str, Any]]:
         weight = sum(teacher.weight for teacher in teachers)
         for teacher in teachers:
             part = [round(total[what] * teacher.weight / weight) for what in ("requests", "read", "written")]
-            lines.append(collect.estimated(teacher, f"{collect.teacher_name(teacher)} ({label})", *part))
+            lines.append(estimated(teacher, label, *part))
     return lines
 
 

@@ -20,7 +20,7 @@ from pipeline import artifacts, cards, processes, soft_targets, training, trl_se
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe, Train
 from pipeline.records import Message
-from pipeline.teachers import local
+from pipeline.teachers import local, local_teacher_folder
 from pipeline.teachers.local import Loaded
 from pipeline.tokens import IGNORED, Tokens, chat_template, tokenize
 
@@ -376,8 +376,6 @@ def tokenizer_folder(recipe: Recipe) -> Path | None:
         return None
     if recipe.train.tokenizer not in (None, "teacher"):
         return Path(str(recipe.train.tokenizer))
-    from pipeline.stages.collect import local_teacher_folder
-
     teacher = next((teacher for teacher in recipe.collect.teachers if teacher.provider == "local"), None)
     return Path(local_teacher_folder(recipe, teacher)) if teacher else None
 
@@ -401,8 +399,6 @@ def open_teacher(recipe: Recipe, tokenizer: Any) -> Loaded | None:
     if config.method == "sft":
         return None
     from transformers import AutoTokenizer
-
-    from pipeline.stages.collect import local_teacher_folder
 
     trust = config.trust_remote_code
     places = [config.teacher] if config.teacher else []

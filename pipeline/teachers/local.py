@@ -5,14 +5,48 @@ trick (Gumbel, 1954): the noise of a token is a hash of (the row's seed, its pos
 depends on its own seed and not on the state of a random generator or on what else is in the batch.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.calls.reply import Parsed, Problem, Reply, Usage
 from pipeline.errors import UserError
+from pipeline.recipe import Sampling, Teacher
 
 Messages = Sequence[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
+
+
+SAMPLES_AT_ONCE = 1
+
+
+def request(teacher: Teacher, messages: Messages, sampling: Sampling, seed: int) -> dict[str, Any]:
+    """What determines an answer besides the sample's own seed."""
+    return {
+        "model": teacher.called,
+        "messages": messages,
+        "temperature": 1.0 if sampling.temperature is None else sampling.temperature,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "logprobs": sampling.logprobs,
+        "seed": seed,
+        **({"top_logprobs": sampling.top_logprobs} if sampling.logprobs and sampling.top_logprobs else {}),
+    }
+
+
+def parse(status: int, body: bytes) -> Parsed | Problem:
+    """What `answer` returned, from the store."""
+    answer = json.loads(body)
+    if answer["finish_reason"] == "error":
+        return Problem("final", "context_length", answer["error"])
+    scores = answer["logprobs"]
+    logprobs = [{"token": None, "id": None, "logprob": score, "top": None} for score in scores] if scores else None
+    for entry, token, top in zip(logprobs or (), answer.get("ids", ()), answer.get("top", ()), strict=False):
+        entry["id"] = token
+        entry["top"] = [{"token": None, "id": other, "logprob": value, "top": None} for other, value in top]
+    reply = Reply(answer["text"], answer["finish_reason"], None, logprobs)
+    return Parsed([reply], Usage(answer["input_tokens"], 0, answer["output_tokens"]))
 
 
 class Loaded(NamedTuple):

@@ -18,13 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.calls.transport import Endpoint
 from pipeline.errors import SeqkdError, UserError
 from pipeline.progress import say
 from pipeline.recipe import Sampling, Teacher
 from pipeline.records import Message
-from pipeline.teachers.openai import connect as connect_openai
-from pipeline.teachers.openai import limits, parse, wire
+from pipeline.teachers.openai import connect, limits, parse, wire
 
 __all__ = ["connect", "limits", "parse", "request", "serve", "wire"]
 
@@ -57,11 +55,6 @@ def request(teacher: Teacher, messages: Sequence[Message], sampling: Sampling, s
         **NEUTRAL,
         **teacher.extra,
     }
-
-
-def connect(teacher: Teacher, key: str | None) -> Endpoint:
-    """Base URLs and headers."""
-    return connect_openai(teacher, key)
 
 
 # Stands between us and the server, and stops it when we are gone, however we went (kill -9, a SIGTERM of a scheduler):
