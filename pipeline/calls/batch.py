@@ -53,14 +53,14 @@ class BatchAsking:
     ) -> None:
         self.line, self.online, self.remote = line, online, remote
         self.store, self.commits, self.budget, self.advance, self.halt = store, commits, budget, advance, halt
-        self.sent = 0
+        self.sent = self.taken = 0
         self._answers = 0
         self._rows = self.remote.max_rows  # in a batch
         self._queue_is_full = False
 
-    async def run(self, calls: Callable[[], Iterator[Call]], online: Callable[[], Iterator[Call]]) -> int:
+    async def run(self, calls: Callable[[], Iterator[Call]], online: Callable[[int], Iterator[Call]]) -> int:
         """Ask everything; returns the requests sent. `calls()` gives what the store lacks now, with batch prices, and
-        `online()` the same with online prices."""
+        `online(taken)` the same with online prices, when so many answers have come in batches."""
         sql = "SELECT tag, created, rows, remote FROM batches WHERE job = ? AND teacher = ? AND ended IS NULL"
         for tag, created, rows, remote in self.store.select(sql, (self.line.job, self.line.name)):
             await self._resume(tag, created, rows, remote)
@@ -74,7 +74,7 @@ class BatchAsking:
                 await self._finish(tag, [remote])
             fruitless = 0 if self._answers > before or self._rows < rows else fruitless + 1
         asking = Asking(self.online, self.commits, self.budget, self.advance, self.halt)
-        return self.sent + await asking.run(online())
+        return self.sent + await asking.run(online(self.taken))
 
     async def _submit(self, calls: Iterator[Call]) -> list[tuple[str, str]]:
         """Create batches for as many calls as the budget bears: [(tag, the provider's id)]."""
@@ -197,6 +197,7 @@ class BatchAsking:
                 if line.rates and outcome.usage:
                     spent = cost(line.rates, outcome.usage)
                     self.commits.add(settle_cost(intent, spent))
+            self.taken += 1
             self.advance(1)
             await self.budget.settle(0.0, spent - (usd or 0.0))
         return stop

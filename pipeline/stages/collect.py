@@ -263,22 +263,24 @@ def ask_over_http(
     """Ask the teachers that are reached over HTTP, and start a server for those that want one while it is needed.
     rows: prompts x samples. Returns (requests sent, answers that the store had, US dollars spent by this run now and
     before). Raises StopRun."""
+    stored, reached = 0, []
     with ExitStack() as servers:
-        reached = []
         for source in sources:
             teacher = source.teacher
             if teacher.serve:
                 if not any(missing(source.module.parse, some, store)[0] for some in asks(source)):
+                    stored += sum(len(some) for some in asks(source))
                     continue
                 url = servers.enter_context(source.module.serve(teacher))
                 teacher = teacher.model_copy(update={"base_url": url})
             reached.append((source, source.module.connect(teacher, keys[teacher.called])))
         if not reached:
-            return 0, 0, 0.0
+            return 0, stored, 0.0
         part = sum(source.share[1] - source.share[0] for source, _ in reached) / ALL
         names = ", ".join(source.teacher.called for source, _ in reached)
         with progress(f"ask {names}", round(rows * part), "answers") as advance:
-            return asyncio.run(ask_all(recipe, reached, asks, store, job, advance))
+            sent, found, spent = asyncio.run(ask_all(recipe, reached, asks, store, job, advance))
+    return sent, stored + found, spent
 
 
 async def ask_all(
@@ -290,20 +292,21 @@ async def ask_all(
     advance: Callable[[int], None],
 ) -> tuple[int, int, float]:
     """Ask teachers side by side what the store lacks; returns what ask_over_http does."""
-    stored = 0
+    stored = 0  # progress and this count each answer once, so what a batch has just brought is `counted` already
     halt: list[StopRun] = []
     budget = Budget(recipe.collect.budget_usd, store.spent(job))
     async with GroupCommit(store) as commits:
 
-        def lacking(source: Source, rates: Rates | None, together: int, count: bool = True) -> Iterator[Call]:
+        def lacking(source: Source, rates: Rates | None, together: int, counted: int = 0) -> Iterator[Call]:
             nonlocal stored
             for some in asks(source):
                 lack, mends = missing(source.module.parse, some, store)
                 for write in mends:
                     commits.add(write)
-                if count:
-                    stored += len(some) - len(lack)
-                    advance(len(some) - len(lack))
+                there = len(some) - len(lack)
+                counted, there = max(0, counted - there), max(0, there - counted)
+                stored += there
+                advance(there)
                 yield from calls_of(source.module, lack, rates, together)
 
         asking: list[Coroutine[Any, Any, int]] = []
@@ -326,7 +329,7 @@ async def ask_all(
             if teacher.mode == "batch":
                 half = replace(line, rates=rates_of(teacher, BATCH_SHARE))
                 batches = BatchAsking(half, line, module.batches(endpoint), store, commits, budget, advance, halt)
-                calls = partial(lacking, source, half.rates, 1, count=False)
+                calls = partial(lacking, source, half.rates, 1, ALL)
                 asking.append(batches.run(calls, partial(lacking, source, line.rates, 1)))
             else:
                 online = Asking(line, commits, budget, advance, halt)

@@ -325,6 +325,25 @@ def test_an_estimate_before_and_after_generate(folder):
     assert line["usd"] is None
 
 
+def test_a_server_is_started_only_for_what_the_store_lacks(folder):
+    python = folder / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    server = Path(__file__).parent.parent / "teacher_server.py"
+    python.write_text(
+        "#!/bin/sh\nwhile [ $1 != --port ]; do shift; done\n"
+        f'echo "{{\\"port\\": $2}}" | {sys.executable} {server} > /dev/null\n'
+    )
+    python.chmod(0o755)
+    prompts = write_prompts(folder / "prompts.parquet", 10)
+    serve = {"api_key_env": None, "serve": {"environment": str(folder / "env")}}
+    wanted = recipe(provider="vllm", teacher=serve, samples=2)
+    counts, answered, _ = run(wanted, prompts)
+    assert len(answered) == 20 and counts["usage"]["from_store"] == 0
+    python.unlink()
+    counts, same, _ = run(wanted, prompts)
+    assert same == answered and counts["usage"]["from_store"] == 20
+
+
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_a_batch_and_online_are_one_job(folder, monkeypatch, provider):
     monkeypatch.setattr(batch, "POLL_S", 0.05)
@@ -339,9 +358,14 @@ def test_a_batch_and_online_are_one_job(folder, monkeypatch, provider):
         full = 10 * answered[0]["input_tokens"] + 100 * 10
         assert answered[0]["cost_usd"] == pytest.approx(full / 1e6 / 2)
         assert counts["usage"]["spent_usd"] == pytest.approx(sum(row["cost_usd"] for row in answered))
+        assert counts["usage"]["from_store"] == 0
         online_ = recipe(server.url, provider=provider, samples=2, teacher=price)
-        _, same, _ = run(online_, prompts)
-        assert same == answered and server.stats()["requests"] == 0
+        counts, same, _ = run(online_, prompts)
+        assert same == answered and server.stats()["requests"] == 0 and counts["usage"]["from_store"] == 60
+        # Another ten prompts in batches: only they are asked, and only they are not from the store.
+        more = write_prompts(folder / "more.parquet", 40)
+        counts, answered, _ = run(wanted, more)
+        assert len(answered) == 80 and counts["usage"]["from_store"] == 60
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
