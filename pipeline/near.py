@@ -17,7 +17,7 @@ takes seconds, for large ones.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,54 +206,70 @@ def buckets(keys: Iterable[NDArray[np.uint32]], alive: Rows) -> Buckets:
     return Buckets(everyone, _starts(counts), counts)
 
 
-def narrow(met: Buckets, group: Rows, sets: Sets, threshold: float) -> Buckets:
+def narrow(met: Buckets, group: Rows, *measures: tuple[Sets, float]) -> Buckets:
     """Smaller buckets in place of those of more than LARGE rows, such as fill where all rows have a passage in common.
+    A pair of those rows that reaches the thresholds of all measures still meets.
 
-    Pairs of sets that are at least `threshold` similar still meet, by prefix filtering (Bayardo et al., 2007; Xiao et
-    al., 2008): sets of n and m <= n values have at least threshold * n and 2 * threshold / (1 + threshold) * m values
-    in common, so that one of them is among the rarest of both: those that are left when so many, less one, are taken
-    away. The rows of a bucket have a value among the rarest by the first measure, its core by the second too.
-
-    `group`: of each row the rows that it may meet, a name; so what meets does not depend on other groups."""
-    sizes = np.diff(met.starts)
-    large = sizes > LARGE
+    `measures`: the rows' sets, and how similar two must be. The one that leaves the fewest pairs serves: rows may have
+    much in common by one, and little by another. That is decided in each group of rows, and so does not depend on other
+    groups. `group`: of each row the rows that it may meet, a name."""
+    large = np.diff(met.starts) > LARGE
     if not large.any():
         return met
-    rows = np.unique(met.members[np.repeat(large, sizes)])
+    wide = _select(met, large)
+    rows = np.unique(wide.members)
+    ways = [wide, *(prefix_buckets(rows, group, sets, threshold) for sets, threshold in measures)]
+    of = [group[way.members[way.starts[:-1]]] for way in ways]
+    costs = [np.bincount(names, pairs(way), group.max() + 1) for names, way in zip(of, ways, strict=True)]
+    best = np.argmin(costs, axis=0)
+    chosen = [_select(way, best[names] == number) for number, (names, way) in enumerate(zip(of, ways, strict=True))]
+    return _concatenate([_select(met, ~large), *chosen])
+
+
+def prefix_buckets(rows: Rows, group: Rows, sets: Sets, threshold: float) -> Buckets:
+    """Buckets in which all pairs of some rows of a group meet whose sets are at least `threshold` similar, one for each
+    value that is rare enough.
+
+    This is prefix filtering (Bayardo et al., 2007; Xiao et al., 2008). Put the values of all sets in one order, the
+    rarest first. If two sets have k values in common, the first of these is among the first n - k + 1 of a set of n,
+    since k - 1 come behind it. Similar sets of n and m <= n values have at least threshold * n in common, and at least
+    2 * threshold / (1 + threshold) * m. So the larger one is entered under the values that the first bound leaves, the
+    smaller one under the fewer that the second leaves, its core; and as any set may be either, all are both."""
     lengths = np.diff(sets.starts)[rows]
     begin = _starts(lengths)
     owner = np.repeat(np.arange(len(rows), dtype=np.uint32), lengths)
-    # Name the values of each group by numbers, the rarest first: the same order in all rows of a group.
-    values = sets.values[np.arange(begin[-1]) + (sets.starts[rows] - begin[:-1])[owner]]
-    order = np.lexsort((values, group[rows][owner]))
-    new = np.ones(len(values), bool)
-    new[1:] = (np.diff(values[order]) != 0) | (np.diff(group[rows][owner[order]]) != 0)
-    del values
-    number = np.cumsum(new) - 1
-    rarest = np.argsort(np.bincount(number), kind="stable")
-    name = np.empty(len(rarest), np.uint64)
-    name[rarest] = np.arange(len(rarest), dtype=np.uint64)
-    packed = owner[order].astype(np.uint64) << np.uint64(32) | name[number]
-    del order, number
-    packed.sort()  # by row and name
-    place = np.arange(len(packed)) - begin[owner]
+    # The values of each group as numbers, the rarest first.
+    keys = sets.values[np.arange(begin[-1]) + (sets.starts[rows] - begin[:-1])[owner]]
+    keys += (group[rows].astype(np.uint64) * SHINGLING)[owner]  # each group has values of its own
+    order = np.argsort(keys, kind="stable")  # fast where long runs are in order, as sets are
+    keys = keys[order]
+    number = np.cumsum(np.append(False, keys[1:] != keys[:-1]))
+    del keys
+    counts = np.bincount(number)
+    rank = np.empty(len(counts), np.uint64)
+    rank[np.argsort(counts, kind="stable")] = np.arange(len(counts), dtype=np.uint64)
+    # Two numbers in one, to be sorted by the first and then the second: the values of each row, the rarest first.
+    entries = owner[order].astype(np.uint64) << np.uint64(32)
+    del order
+    entries |= rank[number]
+    del number
+    entries.sort()
+    place = np.arange(begin[-1]) - begin[owner]
     long, short = (
         lengths - np.ceil(share * lengths - 1e-6).astype(np.int64) + 1
         for share in (threshold, 2 * threshold / (1 + threshold))
     )
-    rest = (place >= short[owner])[place < long[owner]].astype(np.uint64)
-    packed = packed[place < long[owner]]
-    # By name, the core and then the rest, by row.
-    packed = np.sort(packed << np.uint64(32) | rest << np.uint64(31) | packed >> np.uint64(32))
-    number, at = (packed >> np.uint64(32)).astype(np.int64), (packed & np.uint64(0x7FFFFFFF)).astype(np.int64)
-    counts = np.bincount(number)
-    core = np.bincount(number[packed & np.uint64(1 << 31) == 0], minlength=len(counts))
-    used = (counts > 1) & (core > 0)
-    return Buckets(
-        np.concatenate([met.members[np.repeat(~large, sizes)], rows[at[used[number]]]]),
-        _starts(np.concatenate([sizes[~large], counts[used]])),
-        np.concatenate([met.core[~large], core[used]]),
-    )
+    entered = place < long[owner]
+    rest = (place >= short[owner])[entered].astype(np.uint64)
+    del place, owner
+    # The rows of each value, those that have it in their core first.
+    entries = entries[entered]
+    entries = np.sort(entries << np.uint64(32) | rest << np.uint64(31) | entries >> np.uint64(32))
+    value = (entries >> np.uint64(32)).astype(np.int64)
+    sizes = np.bincount(value)
+    core = np.bincount(value[entries & np.uint64(1 << 31) == 0], minlength=len(sizes))
+    met = Buckets(rows[(entries & np.uint64(0x7FFFFFFF)).astype(np.int64)], _starts(sizes), core)
+    return _select(met, (sizes > 1) & (core > 0))
 
 
 def components(count: int, members: Any, starts: Any) -> Any:
@@ -439,8 +455,25 @@ def connect(count: int, members: Any, starts: Any, core: Any, values: Any, bound
 
 def many_pairs(met: Buckets) -> bool:
     """Whether so many pairs meet in buckets that comparing them is worth compiling."""
-    pairs = met.core * (2 * np.diff(met.starts) - met.core - 1) // 2
-    return int(pairs.sum()) >= COMPILE_PAIRS
+    return int(pairs(met).sum()) >= COMPILE_PAIRS
+
+
+def pairs(met: Buckets) -> Rows:
+    """How many pairs meet in each bucket."""
+    return met.core * (2 * np.diff(met.starts) - met.core - 1) // 2
+
+
+def _select(met: Buckets, chosen: NDArray[np.bool_]) -> Buckets:
+    sizes = np.diff(met.starts)
+    return Buckets(met.members[np.repeat(chosen, sizes)], _starts(sizes[chosen]), met.core[chosen])
+
+
+def _concatenate(parts: Sequence[Buckets]) -> Buckets:
+    return Buckets(
+        np.concatenate([part.members for part in parts]),
+        _starts(np.concatenate([np.diff(part.starts) for part in parts])),
+        np.concatenate([part.core for part in parts]),
+    )
 
 
 def loop(function: Any, compiled: bool, *arguments: Any) -> tuple[NDArray[Any], ...]:

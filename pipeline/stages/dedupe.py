@@ -381,12 +381,11 @@ def _meetings(
             met = near.Buckets(local[members[np.repeat(here, sizes)]], np.append(0, np.cumsum(sizes[here])), core[here])
             sets = _read_sets(scratch / f"sets{number}")
             answers = near.Sets(np.empty(0, np.uint64), np.empty(0, np.int64))
+            measures = [(sets, threshold)]
             if len(columns) > 1:
                 answers = _read_sets(scratch / f"answers{number}")
-                met = near.narrow(met, group[chosen], answers, threshold / 2)
-            else:
-                met = near.narrow(met, group[chosen], sets, threshold)
-            yield Meeting(rows[chosen], met, sets, answers)
+                measures.append((answers, threshold / 2))
+            yield Meeting(rows[chosen], near.narrow(met, group[chosen], *measures), sets, answers)
             advance(len(chosen))
 
 
