@@ -135,11 +135,8 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
         )
 
     for name, writer in module.READS.items():
-        if name in inputs and artifacts.digest(inputs[name]) != basis["inputs"][f"{writer}/{name}"]:
-            raise UserError(
-                f"{inputs[name]}: is not what {writer} wrote; it was changed or damaged since. "
-                f"Make it again with --from {writer}."
-            )
+        if name in inputs:
+            check_unchanged(inputs[name], writer, basis["inputs"][f"{writer}/{name}"])
     out = _partial(run, stage)
     if _prepare(out, fingerprint):
         say(f"{stage}: an interrupted attempt was made from something else or by another version, so it begins anew")
@@ -166,6 +163,15 @@ def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force:
     _publish(run, stage, manifest)
     say(f"{stage}: {outcomes(manifest)} in {manifest['seconds']:.1f} s")
     return manifest
+
+
+def check_unchanged(path: Path, writer: str, digest: str) -> None:
+    """Raises UserError if a file or folder is not the one, by its digest, that the stage `writer` wrote."""
+    if not path.exists() or artifacts.digest(path) != digest:
+        raise UserError(
+            f"{path}: is not what {writer} wrote; it was changed, damaged or removed since. "
+            f"Make it again with --from {writer}."
+        )
 
 
 def link(source: Path, stage: str, run: Path) -> None:

@@ -118,14 +118,10 @@ def check_current(run: Path, stage: str) -> None:
 
 
 def check_unchanged(run: Path, stage: str, name: str) -> None:
-    """Raises UserError if a file or folder of a complete stage is not what the stage wrote."""
-    path, manifest = run / stage / name, flow.read_manifest(run, stage)
+    """Raises UserError if a file or folder of a complete stage is not what the stage wrote: no card of it is true."""
+    manifest = flow.read_manifest(run, stage)
     assert manifest
-    if not path.exists() or artifacts.digest(path) != manifest["files"][name]["sha256"]:
-        raise UserError(
-            f"{path}: is not what {stage} wrote; it was changed, damaged or removed since, so no card could be true. "
-            f"Make it again with --from {stage}."
-        )
+    flow.check_unchanged(run / stage / name, stage, manifest["files"][name]["sha256"])
 
 
 def changed(run: Path, stage: str) -> str | None:

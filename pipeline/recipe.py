@@ -451,18 +451,16 @@ so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo
 """Codes that filter.language may have: what py3langid, whose import would slow down every command, finds in texts."""
 
 # What else the common ones are called: ISO 639-2 and 639-3, countries, English.
-_CALLED = {
-    **{"eng": "en", "english": "en", "deu": "de", "ger": "de", "german": "de", "deutsch": "de", "fra": "fr"},
-    **{"fre": "fr", "french": "fr", "spa": "es", "spanish": "es", "ita": "it", "italian": "it", "por": "pt"},
-    **{"portuguese": "pt", "nld": "nl", "dut": "nl", "dutch": "nl", "rus": "ru", "russian": "ru", "ukr": "uk"},
-    **{"ua": "uk", "ukrainian": "uk", "pol": "pl", "polish": "pl", "ces": "cs", "cze": "cs", "cz": "cs", "czech": "cs"},
-    **{"zho": "zh", "chi": "zh", "cmn": "zh", "cn": "zh", "chinese": "zh", "jpn": "ja", "jp": "ja", "japanese": "ja"},
-    **{"kor": "ko", "kr": "ko", "korean": "ko", "ara": "ar", "arb": "ar", "arabic": "ar", "hin": "hi", "hindi": "hi"},
-    **{"ben": "bn", "urd": "ur", "fas": "fa", "per": "fa", "tur": "tr", "turkish": "tr", "vie": "vi", "vn": "vi"},
-    **{"tha": "th", "ind": "id", "swe": "sv", "swedish": "sv", "dan": "da", "dk": "da", "danish": "da", "nor": "no"},
-    **{"norwegian": "no", "nob": "nb", "nno": "nn", "fin": "fi", "finnish": "fi", "ell": "el", "gre": "el", "gr": "el"},
-    **{"greek": "el", "heb": "he", "iw": "he", "hebrew": "he", "hun": "hu", "ron": "ro", "rum": "ro", "bul": "bg"},
-}
+_NAMES = {
+    "en": "eng english", "de": "deu ger german deutsch", "fr": "fra fre french", "es": "spa spanish",
+    "it": "ita italian", "pt": "por portuguese", "nl": "nld dut dutch", "ru": "rus russian",
+    "uk": "ukr ua ukrainian", "pl": "pol polish", "cs": "ces cze cz czech", "zh": "zho chi cmn cn chinese",
+    "ja": "jpn jp japanese", "ko": "kor kr korean", "ar": "ara arb arabic", "hi": "hin hindi", "bn": "ben",
+    "ur": "urd", "fa": "fas per", "tr": "tur turkish", "vi": "vie vn", "th": "tha", "id": "ind",
+    "sv": "swe swedish", "da": "dan dk danish", "no": "nor norwegian", "nb": "nob", "nn": "nno",
+    "fi": "fin finnish", "el": "ell gre gr greek", "he": "heb iw hebrew", "hu": "hun", "ro": "ron rum", "bg": "bul",
+}  # fmt: skip
+_CALLED = {name: code for code, names in _NAMES.items() for name in names.split()}
 
 
 def _known_language(code: str) -> str:

@@ -329,7 +329,7 @@ async def ask_all(
             if teacher.mode == "batch":
                 half = replace(line, rates=rates_of(teacher, BATCH_SHARE))
                 batches = BatchAsking(half, line, module.batches(endpoint), store, commits, budget, advance, halt)
-                calls = partial(lacking, source, half.rates, 1, ALL)
+                calls = partial(lacking, source, half.rates, 1, sys.maxsize)  # counts none
                 asking.append(batches.run(calls, partial(lacking, source, line.rates, 1)))
             else:
                 online = Asking(line, commits, budget, advance, halt)

@@ -133,6 +133,10 @@ def find_duplicates(tables: Tables, section: Dedupe, scratch: Path) -> Verdict:
     cut = near.scheme(threshold) if threshold is not None else near.Scheme(0, 1)
     prints, words = _sketch(tables, columns, cut, compiled, scratch)
     there = len(words) - artifacts.count_rows(tables.own)  # rows of the data set that exists already
+    if tables.against and not there:
+        raise UserError(
+            f"dedupe.against: {tables.against} has no rows. Remove it from the recipe, or name another data set."
+        )
     ids = pa.chunked_array([batch.column("id") for batch in artifacts.read_batches(tables.own, ["id"], KEPT)])
     order = np.append(np.arange(there), there + best_first(ids, *(quality(tables.own, name) for name in QUALITIES)))
     del ids
@@ -440,10 +444,7 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """A data set that exists already: a table of ours, or rows with prompt and completion, or messages, in any file
     that questions.read_objects reads."""
     schema = pa.schema([KEPT.field(name) for name in columns])
-    nothing = UserError(f"dedupe.against: {path} has no rows. Remove it from the recipe, or name another data set.")
     if _is_ours(path):
-        if not artifacts.count_rows(path):
-            raise nothing
         try:
             for batch in artifacts.read_texts(path, columns, "Name another file in dedupe.against.", columns):
                 yield batch.cast(schema)
@@ -451,17 +452,15 @@ def _existing(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
             raise _unreadable(path, error) from None
         return
     chunk: list[Row] = []
-    size, some = 0, False
+    size = 0
     for line, given in questions.read_objects(path):
         chunk.append(row := _existing_row(path, line, given, columns))
         size += len(row.get("text", "")) + sum(len(turn["content"]) for turn in row.get("messages", ()))
         if len(chunk) == artifacts.ROW_GROUP or size >= artifacts.BATCH_BYTES:
             yield pa.RecordBatch.from_pylist(chunk, schema=schema)
-            chunk, size, some = [], 0, True
+            chunk, size = [], 0
     if chunk:
         yield pa.RecordBatch.from_pylist(chunk, schema=schema)
-    elif not some:
-        raise nothing
 
 
 def _is_ours(path: Path) -> bool:
