@@ -5,6 +5,7 @@
     + filter      on what filter keeps
     + dedupe      and dedupe keeps
     + best-of     and assemble.best_of leaves: the recipe as it is
+    without       the recipe as it is but for its filter, and but for its deduplication
     random        after each step: on as many unfiltered answers, drawn at random
     METHOD        the recipe's rows, but another train.method
 
@@ -54,6 +55,9 @@ ROWS = ("filter", "dedupe", "assemble")
 
 STEPS = {"raw": "raw", "filter": "+ filter", "dedupe": "+ dedupe", "best_of": "+ best-of"}
 
+WITHOUT = {"no_filter": "without filter", "no_dedupe": "without dedupe"}
+"""The recipe but for one step. Without best-of it is the row `+ dedupe`."""
+
 UNLIMITED = 1_000_000
 """As assemble.best_of: all rows of a prompt."""
 
@@ -61,7 +65,7 @@ UNLIMITED = 1_000_000
 class Variant(NamedTuple):
     """A run of the ablation."""
 
-    name: str  # raw, filter, dedupe, best_of, or a method
+    name: str  # of STEPS, of WITHOUT, or a method
     seed: int
     run: Path
     recipe: Recipe
@@ -75,7 +79,7 @@ class Student(NamedTuple):
     label: str
     rows: int | None  # that it was trained on
     answers: list[Path]
-    before: str | None  # name of the row one step before
+    before: str | None  # name of the row that it is compared with: one step before, or the recipe as it is
     random: str | None  # name of the row on as many random answers
     identity: str | None = None  # as of report.identity; None for those that no recipe trains as it is
 
@@ -153,6 +157,8 @@ def _changes(base: Recipe, methods: Sequence[str], seed: int, run: Path) -> dict
         "filter": [*step, *undeduped, every],
         "dedupe": [*step, every],
         "best_of": step,
+        "no_filter": [*step, "filter.enabled=false"],
+        "no_dedupe": [*step, *undeduped],
     }
     for method in methods[1:]:
         found[method] = [*common, f"train.method={method}", "train.baselines=[]"]
@@ -369,13 +375,13 @@ def _students(methods: Sequence[str], variants: Sequence[Variant], found: dict[s
         for baseline in variant.recipe.train.baselines:
             rows[f"{variant.name} random"] = manifest["counts"]["training"][baseline]["rows"]
     students = [Student("untrained", "untrained", None, found["untrained"], None, None)]
-    before: str | None = "untrained"
-    for name, label in STEPS.items():
+    before = "untrained"
+    for name, label in (STEPS | WITHOUT).items():
         random = f"{name} random" if f"{name} random" in found else None
         students.append(Student(name, label, rows[name], found[name], before, random, own[name]))
         if random:
             students.append(Student(random, f"random, as many as {label}", rows[random], found[random], None, None))
-        before = name
+        before = name if name in STEPS else before
     for method in methods[1:]:
         label = f"{method}, after {methods[0]}" if method == "on_policy" else method
         more = ("best_of", "best_of random", own.get(method))
@@ -466,8 +472,10 @@ def table(scores: dict[str, Any]) -> str:
     if scores["teacher"] is not None:
         lines.append(f"| teacher | | {_share(scores['teacher'], scores['teacher_ci'])} | | | |")
     for row in scores["variants"]:
+        if row["same_as"] and row["same_as"] not in STEPS:
+            continue  # a random one that stands there already
         cells = [
-            row["label"] + (f" (the same rows as {STEPS[row['same_as']]})" if row["same_as"] in STEPS else ""),
+            row["label"] + (f" (the same rows as {STEPS[row['same_as']]})" if row["same_as"] else ""),
             "" if row["rows"] is None else f"{row['rows']:,}",
             _share(row["accuracy"], row["accuracy_ci"]),
             _points(row["over_before"], row["over_before_ci"]),
@@ -480,8 +488,9 @@ def table(scores: dict[str, Any]) -> str:
     lines += [
         "",
         f"Means over {count} of the student ({seeds}), on {scores['questions']:,} held-out questions, greedily.",
-        "Differences are percentage points of accuracy, paired by question and seed; a method is compared with",
-        f"`+ best-of`, whose rows it is trained on. Intervals: {scores['bootstrap']:,} resamples of facts and seeds.",
+        "Differences are percentage points of accuracy, paired by question and seed. For `without ...` and for methods",
+        "the step before is `+ best-of`, the recipe as it is.",
+        f"Intervals: {scores['bootstrap']:,} resamples of facts and seeds.",
     ]
     return "\n".join(lines) + "\n"
 

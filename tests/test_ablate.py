@@ -124,12 +124,16 @@ def test_every_row_is_there_and_shares_what_it_can(ablated):
     rows = {row["name"]: row for row in scores["variants"]}
     assert list(rows) == [
         "untrained", "raw", "filter", "filter random", "dedupe", "dedupe random", "best_of", "best_of random",
-        "logits", "on_policy",
+        "no_filter", "no_filter random", "no_dedupe", "no_dedupe random", "logits", "on_policy",
     ]  # fmt: skip
     assert scores["seeds"] == [0, 1] and all(len(row["by_seed"]) == 2 for row in rows.values())
     assert rows["raw"]["rows"] > rows["filter"]["rows"] > rows["dedupe"]["rows"] == rows["dedupe random"]["rows"]
     # One row a prompt is left after dedupe, so best-of changes nothing, and is not trained again.
     assert rows["best_of"]["same_as"] == "dedupe"
+    # Without the filter answers are left that it rejects; a prompt has one answer all the same.
+    assert rows["raw"]["rows"] > rows["no_filter"]["rows"] > rows["best_of"]["rows"]
+    lost = rows["no_filter"]["accuracy"] - rows["best_of"]["accuracy"]
+    assert rows["no_filter"]["over_before"] == pytest.approx(lost)
     pairs = [
         ("tiny/collect/completions.parquet", "tiny-on_policy-1/collect/completions.parquet"),
         ("tiny-filter-0/filter/kept.parquet", "tiny-logits-1/filter/kept.parquet"),
@@ -137,11 +141,12 @@ def test_every_row_is_there_and_shares_what_it_can(ablated):
     ]
     for left, right in pairs:
         assert (runs / left).samefile(runs / right)
-    weights = {(runs / f"tiny-{name}/train/student/model.safetensors").read_bytes()
-               for name in ("raw-0", "raw-1", "filter-0", "dedupe-0", "logits-0", "on_policy-0")}  # fmt: skip
-    assert len(weights) == 6
+    different = ["raw-0", "raw-1", "filter-0", "dedupe-0", "no_filter-0", "logits-0", "on_policy-0"]
+    weights = {(runs / f"tiny-{name}/train/student/model.safetensors").read_bytes() for name in different}
+    assert len(weights) == len(different)
     said = (runs / "tiny" / "ablation.md").read_text()
     assert "+ best-of (the same rows as + dedupe)" in said and "on_policy, after sft" in said
+    assert "without dedupe (the same rows as + dedupe)" in said and said.count("random, as many") == 3
 
 
 def test_again_it_trains_and_answers_nothing(ablated):
@@ -151,7 +156,7 @@ def test_again_it_trains_and_answers_nothing(ablated):
     weights = {path: path.stat().st_mtime_ns for path in ablated.glob("data/runs/*/train/student/model.safetensors")}
     done = seqkd(*SMALL, cwd=ablated)
     assert done.returncode == 0, done.stderr
-    assert len(weights) == 12 and {path: path.stat().st_mtime_ns for path in weights} == weights
+    assert len(weights) == 16 and {path: path.stat().st_mtime_ns for path in weights} == weights
     assert (folder / "ablation.json").read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in (folder / "ablation").iterdir()} == written
 
