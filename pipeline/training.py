@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -140,18 +139,21 @@ def _last(history: Iterable[Mapping[str, Any]], key: str, otherwise: Any) -> Any
 
 
 def save(trainer: Any, student: Any, tokenizer: Any, config: Train, out: Path) -> None:
-    """Write the trained student as a plain folder: safetensors, LoRA merged, the tokenizer with its chat template.
-    `student`: the model that the trainer was given."""
+    """Write the trained student as a plain folder: safetensors, LoRA merged, the tokenizer with its chat template; the
+    LoRA of a student that has a base to go with beside it, as `adapter`. `student`: the model that the trainer was
+    given."""
     accelerator, model = trainer.accelerator, trainer.model
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # every process has a part of it
     if not accelerator.is_main_process:
         return
-    if config.quantize:
-        model = _merged_at_full_precision(model, config, out.parent / "adapter")
-    elif config.lora is not None:
-        model = (_whole(model, student, config, state) if state else model).merge_and_unload()
-        state = None
+    if config.lora is not None:
+        model, state = _whole(model, student, config, state) if state else model, None
+        if isinstance(config.student, str):
+            _save_adapter(model, tokenizer, out.parent / "adapter")
+        if config.quantize:
+            model = _at_full_precision(config, out.parent / "adapter")
+        model = model.merge_and_unload()
     elif state:
         state = {name: weight for name, weight in state.items() if name not in model.all_tied_weights_keys}
     model.generation_config.do_sample = False
@@ -172,17 +174,27 @@ def _whole(model: Any, student: Any, config: Train, state: Mapping[str, Any]) ->
     return whole
 
 
-def _merged_at_full_precision(model: Any, config: Train, adapter: Path) -> Any:
-    """A LoRA that was trained on 4-bit weights, merged into the weights they were made from: merging into the 4-bit
-    ones would round a second time, and leave a folder that needs bitsandbytes."""
+def _save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A LoRA as peft's folder, which names its base, with the tokenizer and its chat template."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink()  # a form for a card, with nothing filled in
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for name in ("target_modules", "exclude_modules"):  # peft has them as sets, and so in any order
+        if isinstance(config[name], list):
+            config[name].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _at_full_precision(config: Train, adapter: Path) -> Any:
+    """A LoRA that was trained on 4-bit weights, on the weights they were made from: merged into the 4-bit ones it
+    would be rounded a second time, and leave a folder that needs bitsandbytes."""
     from peft import PeftModel
 
-    model.save_pretrained(adapter)
     trust = config.trust_remote_code
     base = local.load(str(config.student), dtype="bfloat16", device="cpu", chat=False, trust_remote_code=trust)
-    merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
-    shutil.rmtree(adapter)
-    return merged
+    return PeftModel.from_pretrained(base.model, str(adapter))
 
 
 SAVING = (

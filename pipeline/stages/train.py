@@ -455,8 +455,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Train the student, then each baseline in the same way on other rows.
 
     Reads train, validation and random_subset; writes student/, baselines/NAME/ (plain model folders, the student's with
-    a model card), metrics.jsonl (one JSON object a log event, with the model's name) and trl_sft.yaml. Each training
-    resumes from its last checkpoint.
+    a model card), adapter/ (with lora, of a student that is no config: the LoRA by itself), metrics.jsonl (one JSON
+    object a log event, with the model's name) and trl_sft.yaml. Each training resumes from its last checkpoint.
     """
     processes.tell((recipe, inputs, out, os.environ.get("SEQKD_DATA", "")))
     summaries = train_all(recipe, inputs, out)
@@ -471,9 +471,9 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         shutil.copytree(model, target, copy_function=artifacts.link_or_copy)
         (target / "metrics.jsonl").unlink()
     artifacts.write_text(out / "metrics.jsonl", "\n".join(metrics) + "\n")
-    untrained = out / "checkpoints" / "student" / "untrained"
-    if untrained.is_dir():
-        shutil.copytree(untrained, out / "untrained", copy_function=artifacts.link_or_copy)
+    for name in ("untrained", "adapter"):
+        if (made := out / "checkpoints" / "student" / name).is_dir():
+            shutil.copytree(made, out / name, copy_function=artifacts.link_or_copy)
     context = summaries["student"]["context"]
     trl_settings.write_yaml(recipe.train, out, seed=student_seed(recipe), rows=inputs["train"], context=context)
     counts = {"training": summaries, "note": _note(summaries["student"])}

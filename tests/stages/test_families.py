@@ -149,6 +149,22 @@ def same_when_loaded(model: Any, tokenizer: Any, folder: Path) -> None:
     assert torch.equal(before, after)
 
 
+def same_as_adapter(merged: Path, adapter: Path, base: Path) -> None:
+    """transformers finds the base of an adapter by itself, and the two answer as the merged student does."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert not (adapter / "README.md").exists()
+    modules = json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
+    assert isinstance(modules, str) or modules == sorted(modules)
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    ids = tokenizer.apply_chat_template(ROWS[0]["prompt"], return_tensors="pt", return_dict=False)
+    models = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (merged, adapter, base))
+    with torch.no_grad():
+        whole, both, alone = (model(ids).logits for model in models)
+    assert torch.allclose(both, whole, atol=1e-5) and not torch.allclose(alone, whole, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_trains_and_loads_as_it_was_saved(tmp_path: Path, family: str) -> None:
     model, tokenizer, summary = fitted(family, tmp_path)
@@ -169,6 +185,7 @@ def test_lora_knows_where_to_go(tmp_path: Path, family: str) -> None:
     assert 0 < summary["trainable"] < summary["parameters"] / 20
     assert losses(tmp_path / "out")[1] < losses(tmp_path / "out")[0]
     same_when_loaded(model, tokenizer, tmp_path / "out")
+    same_as_adapter(tmp_path / "out", tmp_path / "adapter", tmp_path / "base")
 
 
 def test_lora_for_a_family_that_peft_does_not_know(tmp_path: Path) -> None:
