@@ -66,37 +66,45 @@ def environment() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    """The folder of a student that the train stage made: bytes for tokens, 128 wide with two heads of 64."""
-    folder = tmp_path_factory.mktemp("student")
-    bytes_tokenizer().save_pretrained(folder / "tokenizer")
+def trained(folder: Path, words: list[str], **section) -> Path:
+    """The folder of the train stage for a student that says these words in turn."""
     rows = [
-        {"id": str(i), "prompt": question(i), "completion": [{"role": "assistant", "content": WORDS[i % 7]}]}
+        {"id": str(i), "prompt": question(i), "completion": [{"role": "assistant", "content": words[i % len(words)]}]}
         for i in range(28)
     ]
     (folder / "run" / "train").mkdir(parents=True)
     for name, table in (("train", rows), ("validation", rows[:4])):
         artifacts.write_table(folder / f"{name}.parquet", TRAIN, table)
-    model = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-    model |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    sft = {"max_steps": 60, "per_device_train_batch_size": 28, "learning_rate": 3e-3}
-    recipe = Recipe.model_validate(
-        {
-            "domain": "d",
-            "collect": {"teachers": [{"provider": "local", "model": "nobody/asks-it"}]},
-            "train": {"student": model, "tokenizer": str(folder / "tokenizer"), "sft": sft},
-        }
-    )
+    section["sft"] = {"max_steps": 60, "per_device_train_batch_size": 28, "learning_rate": 3e-3}
+    teachers = [{"provider": "local", "model": "nobody/asks-it"}]
+    recipe = Recipe.model_validate({"domain": "d", "collect": {"teachers": teachers}, "train": section})
     inputs = {name: folder / f"{name}.parquet" for name in ("train", "validation")}
     print(train.run(recipe, inputs, folder / "run" / "train"))
-    return folder / "run" / "train" / "student"
+    return folder / "run" / "train"
 
 
 @pytest.fixture(scope="module")
-def recipe(environment, student) -> Recipe:
-    """collect asks the student for three samples, and starts a server for it."""
+def student(tmp_path_factory) -> Path:
+    """The folder of a student that the train stage made: bytes for tokens, 128 wide with two heads of 64."""
+    folder = tmp_path_factory.mktemp("student")
+    bytes_tokenizer().save_pretrained(folder / "tokenizer")
+    model = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    model |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    return trained(folder, WORDS, student=model, tokenizer=str(folder / "tokenizer")) / "student"
+
+
+@pytest.fixture(scope="module")
+def tuned(student, tmp_path_factory) -> Path:
+    """The folder of the train stage that taught that student other words, with LoRA."""
+    lora = {"r": 8, "target_modules": "all-linear"}
+    return trained(tmp_path_factory.mktemp("tuned"), WORDS[::-1], student=str(student), lora=lora)
+
+
+@pytest.fixture(scope="module")
+def recipe(environment, student, tuned) -> Recipe:
+    """collect asks the student for three samples, and starts a server for it (and for the adapter beside it)."""
     arguments = ["--max-model-len", 256, "--dtype", "float32", "--enforce-eager", "--max-num-seqs", 16]
+    arguments += ["--enable-lora", "--max-lora-rank", 8, "--lora-modules", f"tuned={tuned / 'adapter'}"]
     variables = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -167,14 +175,18 @@ def test_magpie_goes_on_with_a_text(recipe, server, student, tmp_path, monkeypat
     assert len({row["text"] for row in answered}) > 1
 
 
-def test_a_trained_student_answers_as_in_transformers(recipe, server, student, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_trained_student_answers_as_in_transformers(lora, recipe, server, student, tuned, tmp_path, monkeypatch):
+    """One with LoRA by its adapter there, and as the merged folder here."""
     monkeypatch.setenv("SEQKD_DATA", str(tmp_path / "data"))
     chats = [question(i) for i in range(0, 40, 4)] + [[{"role": "user", "content": "Colour of snow?"}]]
     table = prompts(tmp_path / "questions.parquet", chats)
     sampling = Sampling(temperature=0, max_tokens=8, logprobs=True)
-    _, answered = ask(recipe, server, table, tmp_path / "runs/run/greedy", sampling, extra={})
+    more = {"model": "tuned"} if lora else {}
+    _, answered = ask(recipe, server, table, tmp_path / "runs/run/greedy", sampling, extra={}, **more)
     settings = {"temperature": 0, "top_p": 1, "max_tokens": 8, "seeds": [0] * len(answered), "logprobs": True}
-    here = local.answer(local.load(student), [row["messages"] for row in answered], **settings)
+    folder = tuned / "student" if lora else student
+    here = local.answer(local.load(folder), [row["messages"] for row in answered], **settings)
     assert {row["text"] for row in here} & set(WORDS)  # it has learnt something
     for there, row in zip(answered, here, strict=True):
         assert (there["text"], there["finish_reason"]) == (row["text"], row["finish_reason"])
