@@ -105,7 +105,8 @@ def random_student(config: Mapping[str, Any], tokenizer_folder: Path, seed: int)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), padding_side="left")
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {tokenizer_folder}: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no tokenizer in {tokenizer_folder}: {reason}") from error
     return _random_model(config, tokenizer, seed)
 
 

@@ -20,6 +20,9 @@ Messages = Sequence[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 
 SAMPLES_AT_ONCE = 1
 
+# What transformers raises for files that are not what they should be, JSON of another form included.
+_UNREADABLE = (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError)
+
 
 def request(teacher: Teacher, messages: Messages, sampling: Sampling, seed: int) -> dict[str, Any]:
     """What determines an answer besides the sample's own seed."""
@@ -105,6 +108,7 @@ def open_model(
     classes."""
     import torch
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -131,7 +135,7 @@ def open_model(
             output_loading_info=True,
             **({"quantization_config": quantization, "device_map": {"": place}} if quantization else {}),
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (*_UNREADABLE, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UserError(_load_problem(name, error)) from error
     if about["missing_keys"]:
         # transformers would fill these in at random and only warn.
@@ -250,19 +254,42 @@ def nll(loaded: Loaded, conversations: Sequence[Messages], completions: Sequence
 
 def encode(tokenizer: Any, conversations: Sequence[Messages], *, add_generation_prompt: bool) -> list[list[int]]:
     """Token ids of each conversation in the model's chat template. Control tokens that stand in a message are encoded
-    as plain text, so a user's `<|im_end|>` does not end the turn."""
+    as plain text, so a user's `<|im_end|>` does not end the turn. Raises UserError for a conversation that the template
+    refuses, such as one with a system message."""
+    from jinja2 import TemplateError
+
     if not conversations:
         return []
-    if conversations[0][-1]["role"].startswith("opening"):  # of the method magpie: in the template's form already
+    if conversations[0] and conversations[0][-1]["role"].startswith(
+        "opening"
+    ):  # of the method magpie: in the template's form already
         texts = [chat[-1]["content"] for chat in conversations]
         return [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    ids = tokenizer.apply_chat_template(
-        [list(chat) for chat in conversations],
-        add_generation_prompt=add_generation_prompt,
-        sanitize_control_tokens=True,
-        return_dict=False,
-    )
-    return [list(row) for row in ids]
+
+    def ids_of(chats: Sequence[Messages]) -> list[list[int]]:
+        ids = tokenizer.apply_chat_template(
+            [list(chat) for chat in chats],
+            add_generation_prompt=add_generation_prompt,
+            sanitize_control_tokens=True,
+            return_dict=False,
+        )
+        return [list(row) for row in ids]
+
+    refusals = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+    try:
+        return ids_of(conversations)
+    except refusals:
+        for chat in conversations:  # which of them it was
+            try:
+                ids_of([chat])
+            except refusals as error:
+                roles = ", ".join(message["role"] for message in chat)
+                raise UserError(
+                    f"the chat template of {tokenizer.name_or_path or 'the model'} does not take a conversation of "
+                    f"{roles}: {_first_line(str(error)).rstrip('.')}. Leave out what it does not take (a system "
+                    "message is collect.system), or use another template (of a student: train.chat_template)."
+                ) from error
+        raise
 
 
 def user_opening(model: str, system: str | None, *, trust_remote_code: bool = False) -> str:
@@ -522,7 +549,14 @@ def _load_problem(name: str, error: Exception) -> str:
         if "safetensors" in text:
             return f"local model {name}: it has no safetensors weights; pickled ones are not opened."
         return f"local model {name}: no such folder and no such hub id, or no access to it ({_first_line(text)})."
-    return f"local model {name}: cannot be opened: {_first_line(text)}"
+    if "ignore_mismatched_sizes" in text:
+        return f"local model {name}: cannot be opened: its weights have other shapes than its config.json says."
+    if isinstance(error, json.JSONDecodeError):
+        return f"local model {name}: cannot be opened: one of its .json files is damaged ({_first_line(text)})."
+    if isinstance(error, KeyError):
+        return f"local model {name}: cannot be opened: one of its .json files is damaged (at {_first_line(text)})."
+    # A StrictDataclassError says what is wrong on its second line.
+    return f"local model {name}: cannot be opened: {' '.join(text.split()) if len(text) < 300 else _first_line(text)}"
 
 
 def _first_line(text: str) -> str:

@@ -222,6 +222,22 @@ def test_what_cannot_be_opened_is_said(untrained: Path, tmp_path: Path) -> None:
     (torn / "model.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(UserError, match="cannot be opened"):
         load(torn)
+    told = {"hidden_size": "big", "num_attention_heads": 5, "dtype": "float99", "vocab_size": 10}
+    for number, (name, value) in enumerate(told.items()):
+        wrong = shutil.copytree(untrained, tmp_path / f"wrong{number}")
+        config = json.loads((wrong / "config.json").read_text()) | {name: value}
+        (wrong / "config.json").write_text(json.dumps(config))
+        words = {"hidden_size": "expected int", "num_attention_heads": "not a multiple", "vocab_size": "other shapes"}
+        with pytest.raises(UserError, match=f"cannot be opened: .*{words.get(name, value)}"):
+            load(wrong)
+    for number, file in enumerate(("config.json", "tokenizer_config.json", "tokenizer.json")):
+        for text in ("[]", "{}", "{nope"):
+            if (file, text) == ("tokenizer_config.json", "{}"):
+                continue  # a tokenizer.json alone is enough
+            wrong = shutil.copytree(untrained, tmp_path / f"form{number}{text[:2]}")
+            (wrong / file).write_text(text)
+            with pytest.raises(UserError, match="cannot be opened"):
+                load(wrong)
     with pytest.raises(UserError, match="unknown dtype 'float7'"):
         load(untrained, dtype="float7")
 
@@ -234,3 +250,16 @@ def test_code_of_the_models_own_needs_a_word(untrained: Path, tmp_path: Path) ->
     (folder / "own.py").write_text("raise SystemExit('this must not run')\n")
     with pytest.raises(UserError, match="trust_remote_code: true"):
         load(folder)
+
+
+def test_a_conversation_that_the_template_refuses_is_said(model: Loaded, untrained: Path) -> None:
+    tokenizer = load(untrained).tokenizer
+    refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer.chat_template = refuse + model.tokenizer.chat_template
+    assert encode(tokenizer, CHATS[:2], add_generation_prompt=True)
+    with pytest.raises(UserError, match=r"does not take a conversation of system, user: System role not supported\."):
+        encode(tokenizer, CHATS, add_generation_prompt=True)
+    for broken in ("{% for %}", "{{ messages[0].nope.nope }}", "{{ 1 + 'a' }}", "{{ 1 // 0 }}"):
+        tokenizer.chat_template = broken
+        with pytest.raises(UserError, match="does not take a conversation of user"):
+            encode(tokenizer, CHATS[:1], add_generation_prompt=True)
