@@ -89,17 +89,21 @@ def saving(by_time: bool, accelerator: Any) -> Any:
             state.best_model_checkpoint = str(folder / best)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.save_in_time(control)
+            self.log_first(control)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.save_in_time(control)  # with logging_strategy: epoch
+            self.log_first(control)
+
+        def save_in_time(self, control: Any) -> None:
             nonlocal saved
-            # Only at steps that log: see log_first.
+            # Only where something is logged: see log_first.
             if by_time and control.should_log and not control.should_training_stop:
                 due = time.monotonic() - saved > SAVE_EVERY_S
                 if processes.from_first(due):
                     control.should_save = True
                     saved = time.monotonic()
-            self.log_first(control)
-
-        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.log_first(control)
 
         def log_first(self, control: Any) -> None:
             # What is saved is logged before: a loss that is not finite then ends the training without a checkpoint of

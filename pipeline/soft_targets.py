@@ -205,7 +205,7 @@ def collator(inner: Any, pad: int) -> Any:
 
     soft                    (rows, width) true where a token has a teacher's distribution
     teacher_ids, _mask, _soft  (rows, another width) the teacher's reading, what of it is no padding, the same tokens
-    top_ids, top_logprobs   (soft tokens of all rows, k)
+    top_ids, top_logprobs   (soft tokens of all rows, k); (0,) where there are none
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -225,7 +225,7 @@ def collator(inner: Any, pad: int) -> Any:
         else:
             for name, kind in (("top_ids", torch.long), ("top_logprobs", torch.float32)):
                 places = [place for row in examples for place in row[name]]
-                batch[name] = torch.tensor(places, dtype=kind).reshape(len(places), -1)
+                batch[name] = torch.tensor(places, dtype=kind)
         return batch
 
     return collate

@@ -47,24 +47,46 @@ def run(trainer: Any, config: Train, out: Path, checkpoints: Path, log: Log) -> 
         trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
     by_time = "save_strategy" not in getattr(config, trl_settings.section(config)) and not config.early_stopping
     # In this order: what is not finite ends the training before it is sealed as a checkpoint.
-    trainer.add_callback(_watch(log, out / "metrics.jsonl", trainer.accelerator.is_main_process, diverged))
+    stepped: list[int] = []
+
+    def noted(event: Mapping[str, Any]) -> None:
+        stepped[:] = [event["step"]]
+        log(event)
+
+    trainer.add_callback(_watch(noted, out / "metrics.jsonl", trainer.accelerator.is_main_process, diverged))
     trainer.add_callback(saving(by_time, trainer.accelerator))
     with trainer.accelerator.main_process_first():
         resume = last_checkpoint(checkpoints)
         out.mkdir(parents=True, exist_ok=True)
         checkpoints.mkdir(parents=True, exist_ok=True)
+    field = trl_settings.section(config)
     try:
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except SafetensorError:
         check_best(trainer.state)
         raise
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise UserError(f"train.{field}.metric_for_best_model: {str(error.args[0]).rstrip('.')}.") from error
+    except (ImportError, ValueError, TypeError, ArithmeticError) as error:
+        # A package that an optimizer needs, a schedule that does not know its arguments: nothing has been trained yet.
+        if stepped:
+            raise
+        raise UserError(f"train.{field}: the trainer cannot begin with these settings: {error}") from error
+    if trainer.state.max_steps > 0 and not trainer.state.global_step:
+        raise UserError(
+            f"train.{field}: nothing was trained: the {len(trainer.train_dataset):,} rows do not fill one batch. Lower "
+            "per_device_train_batch_size or gradient_accumulation_steps."
+        )
     best = {}
     if config.early_stopping:
         check_best(trainer.state)
         best = dict(zip(("best_step", "lost_step"), best_steps(trainer.state, trainer.args), strict=True))
     if not _finite(trainer.model):
         raise diverged(trainer.state.global_step)
-    eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset else None
+    # None, too, where dataloader_drop_last leaves no batch.
+    eval_loss = trainer.evaluate().get("eval_loss") if trainer.eval_dataset else None
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     return {
         "steps": trainer.state.global_step,

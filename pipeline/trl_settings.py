@@ -1,12 +1,15 @@
 """The recipe's `train` section as TRL's settings: arguments for its trainers, LoRA for peft, and the YAML that its own
 command reads."""
 
+import json
+import typing
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline import artifacts
 from pipeline.errors import UserError, nearest
@@ -30,6 +33,8 @@ OWNED = {
     "push_to_hub": "publish the finished folder yourself, so that nothing leaves this machine by accident",
     "remove_unused_columns": "the rows have no column that the trainer does not use",
     "load_best_model_at_end": "set train.early_stopping",
+    "save_only_model": "a killed training could not go on from such a checkpoint as if nothing had happened",
+    "truncation_mode": "the rows are cut at their end before TRL gets them; see train.too_long",
     "trust_remote_code": "set train.trust_remote_code",
 }
 # peft.LoraConfig's fields as trl.ModelConfig calls them; TRL's command line has no others.
@@ -43,6 +48,18 @@ _TRL_LORA = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
+
+# With 0 of them a training fails in the middle or does nothing; a negative length would cut the ends of all turns off.
+_AT_LEAST_ONE = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "max_completion_length",
+    "pad_to_multiple_of",
+)
+# Settings that may be the path of a file.
+_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 
 # Of train.sft, not in trl_sft.yaml: `trl sft` gets no validation rows, and stops where it is to evaluate without any.
 _VALIDATION = ("eval_strategy", "eval_on_start", "do_eval")
@@ -70,6 +87,10 @@ def arguments(config: Train, *, seed: int, checkpoints: Path, validated: bool) -
             raise UserError(f"{place}: trl.{made.__name__} has no such setting.{nearest(key, known - set(OWNED))}")
         if key in OWNED:
             raise UserError(f"{place}: cannot be set here: {OWNED[key]}.")
+    _check_types(f"train.{field}", given, made)
+    for key in _AT_LEAST_ONE:
+        if isinstance(given.get(key), int | float) and given[key] < 1:
+            raise UserError(f"train.{field}.{key}: {given[key]}: must be 1 or more.")
     defaults: dict[str, Any] = for_this_machine() | {
         "report_to": "none",
         "disable_tqdm": True,
@@ -96,11 +117,26 @@ def arguments(config: Train, *, seed: int, checkpoints: Path, validated: bool) -
             warnings.simplefilter("ignore", FutureWarning)  # renamed settings, still TRL's own defaults
             owned = {"output_dir": str(checkpoints), "seed": seed, "data_seed": seed}
             args = made(**{**defaults, **given, **owned})
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, ImportError, OSError) as error:
         raise UserError(f"train.{field}: trl.{made.__name__} refuses these settings: {error}") from error
     if args.save_total_limit == 1:
         args.save_total_limit = 2  # the Trainer removes the old one before it is known that the new one is whole
     return args
+
+
+def _check_types(section: str, given: Mapping[str, Any], made: type) -> None:
+    """Raise UserError for a value of another type than the field of `made` that it goes to. TRL and peft do not look:
+    the training would end in the middle, or do what nobody asked for (`packing: "false"` packs)."""
+    hints = typing.get_type_hints(made)
+    for key, value in given.items():
+        if key == "init_lora_weights":  # its type is not all that peft takes
+            continue
+        number = int(value) if isinstance(value, float) and value.is_integer() else value  # 1e3 steps
+        try:
+            TypeAdapter(hints[key]).validate_json(json.dumps(number, default=str), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise UserError(f"{section}.{key}: {value!r}: {problem[0].lower()}{problem[1:]}.") from None
 
 
 def lora_config(lora: Mapping[str, Any] | None) -> Any:
@@ -115,9 +151,10 @@ def lora_config(lora: Mapping[str, Any] | None) -> Any:
     for key in lora:
         if key not in known:
             raise UserError(f"train.lora.{key}: peft.LoraConfig has no such setting.{nearest(key, known)}")
+    _check_types("train.lora", lora, LoraConfig)
     try:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"train.lora: peft.LoraConfig refuses these settings: {error}") from error
 
 
@@ -155,7 +192,8 @@ def _fast_bf16_cpu() -> bool:
 def write_yaml(config: Train, out: Path, *, seed: int, rows: Path, context: int) -> None:
     """out/trl_sft.yaml: the same fine-tuning for `trl sft --config trl_sft.yaml`, without seqkd. Its paths are relative
     to `out`, the stage's folder, so it is to be started there, and a run can be moved as a whole. `rows`: the training
-    table; a student of random weights lies in out/untrained. `context`: tokens that the student can attend to."""
+    table; a student of random weights lies in out/untrained, and
+    what lies elsewhere has its absolute path. `context`: tokens that the student can attend to."""
     from trl import SFTConfig
 
     here = isinstance(config.student, str) and Path(config.student).is_dir()
@@ -171,6 +209,9 @@ def write_yaml(config: Train, out: Path, *, seed: int, rows: Path, context: int)
         **for_this_machine(),
         **{name: value for name, value in config.sft.items() if name not in _VALIDATION},
     }
+    for name in _FILES:
+        if isinstance(settings.get(name), str) and Path(settings[name]).is_file():
+            settings[name] = str(Path(settings[name]).resolve())
     # As the stage cuts its rows: TRL's own limit knows nothing of the model.
     settings["max_length"] = min(settings.get("max_length", SFTConfig.max_length) or context, context)
     if config.chat_template:

@@ -150,3 +150,18 @@ def test_a_kill_between_the_last_step_and_the_end_adds_no_step(
         run(tmp_path, sft, log=stop)
     summary = run(tmp_path, sft)
     assert (summary["resumed_from"], summary["steps"]) == (25, 30) and weights(tmp_path) == unbroken
+
+
+def test_a_training_that_logs_once_an_epoch_is_saved_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", 0.0)
+    sft = {**SFT, "logging_strategy": "epoch", "max_steps": 20}  # of 8 steps
+
+    def stop(event: Any) -> None:
+        if event["step"] == 18:
+            raise KeyboardInterrupt
+
+    run(tmp_path / "unbroken", sft)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", sft, log=stop)
+    assert run(tmp_path / "killed", sft)["resumed_from"] == 16
+    assert weights(tmp_path / "killed") == weights(tmp_path / "unbroken")

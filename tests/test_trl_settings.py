@@ -25,7 +25,19 @@ BIN = Path(sys.executable).parent
         ({"learning_rat": 1}, "train.sft.learning_rat: .* Did you mean 'learning_rate'"),
         ({"output_dir": "x"}, "train.sft.output_dir: cannot be set here"),
         ({"lr_scheduler_type": "cosinus"}, "train.sft: trl.SFTConfig refuses"),
-        ({"max_length": 3}, "nothing to train on"),
+        ({"max_length": 3}, "nothing to train on: no row has a completion within 3 tokens"),
+        ({"max_length": -1}, "train.sft.max_length: -1: must be 1 or more"),
+        ({"max_steps": "ten"}, "train.sft.max_steps: 'ten': input should be a valid integer"),
+        ({"learning_rate": None}, "train.sft.learning_rate: None: input should be a valid number"),
+        ({"packing": "false"}, "train.sft.packing: 'false': input should be a valid boolean"),
+        ({"per_device_train_batch_size": 0}, "train.sft.per_device_train_batch_size: 0: must be 1 or more"),
+        ({"save_only_model": True}, "train.sft.save_only_model: cannot be set here"),
+        ({"truncation_mode": "keep_end"}, "train.sft.truncation_mode: cannot be set here: .*too_long"),
+        ({"deepspeed": "missing.json"}, "train.sft: trl.SFTConfig refuses these settings"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "cannot begin with these settings: One of min_lr"),
+        ({"lr_scheduler_kwargs": {"nope": 1}}, "cannot begin with these settings: .*'nope'"),
+        ({"optim": "galore_adamw"}, "cannot begin with these settings: .*galore_torch"),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"x": 1}}, "cannot begin .*: x"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
@@ -54,6 +66,17 @@ def test_a_report_without_its_package_says_what_to_install(
 def test_wrong_lora_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train.lora.rr: .* Did you mean 'r'|train.lora.rr: "):
         run(tmp_path, config={"lora": {"rr": 4}})
+    for wrong in ({"r": "x"}, {"modules_to_save": "lm_head"}, {"rank_pattern": "x"}, {"bias": "nope"}):
+        with pytest.raises(UserError, match=f"train.lora.{next(iter(wrong))}: .*: input should be"):
+            lora_config(wrong)
+    with pytest.raises(UserError, match=r"train\.lora\.lora_bias: .* could not be merged"):
+        run(tmp_path, config={"lora": {"lora_bias": True}})
+    assert lora_config({"init_lora_weights": "pissa_niter_4"}).init_lora_weights == "pissa_niter_4"
+
+
+def test_numbers_may_be_written_as_they_are_thought(tmp_path: Path) -> None:
+    sft = {"max_steps": 1e3, "warmup_steps": 0.1, "learning_rate": 1, "eval_steps": None, "lr_scheduler_kwargs": None}
+    assert arguments(Train(sft=sft), seed=0, checkpoints=tmp_path, validated=False).max_steps == 1000
 
 
 def test_nothing_is_reported_anywhere_by_default(tmp_path: Path) -> None:
@@ -95,6 +118,15 @@ def read_by_trl(settings: Train, out: Path, context: int = 2048) -> tuple[Any, A
 def test_trl_alone_trains_the_same_lora(tmp_path: Path, lora: dict[str, Any]) -> None:
     _, theirs = read_by_trl(Train(lora=lora), tmp_path)
     assert theirs.to_dict() == lora_config(lora).to_dict()
+
+
+def test_trl_alone_finds_the_files_that_the_settings_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "accelerator.json").write_text('{"even_batches": false}')
+    (tmp_path / "stage").mkdir()
+    args, _ = read_by_trl(Train(sft={"accelerator_config": "accelerator.json"}), tmp_path / "stage")
+    assert args.accelerator_config.even_batches is False
+    assert str(tmp_path / "accelerator.json") in (tmp_path / "stage/trl_sft.yaml").read_text()
 
 
 def test_trl_alone_does_not_ask_for_rows_that_it_does_not_get(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ recorded, from checkpoints to the saved folder, is in pipeline/training.py.
 `accelerate launch -m pipeline.stages.train RECIPE --run NAME` trains with several processes: see pipeline/processes.py.
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -49,7 +50,7 @@ def sft(job: Job) -> Prepared:
     """Sequence-level distillation (Kim & Rush, 2016): the teacher's answers are the targets. TRL's SFTTrainer."""
     train, validation = _tokenized(job)
     data = {"train_dataset": _dataset(train.rows), "eval_dataset": _dataset(validation.rows)}
-    return Prepared(_made(_trainer(job.args), job, **data), _counts(train))
+    return Prepared(_made(_trainer(job.args, job.student), job, **data), _counts(train))
 
 
 def logits(job: Job) -> Prepared:
@@ -90,6 +91,8 @@ def on_policy(job: Job) -> Prepared:
 
     assert job.teacher
     room = job.args.max_completion_length
+    if room is None:
+        raise UserError("train.on_policy.max_completion_length: give a number of tokens.")
     limit = min(_context(job.student, job.tokenizer), local.context_length(job.teacher)) - room
     train, dropped = _prompts(job, job.train_rows, limit)
     validation, _ = _prompts(job, job.validation_rows, limit)
@@ -115,8 +118,8 @@ METHODS = {"sft": sft, "logits": logits, "on_policy": on_policy}
 """Method -> the function that makes its trainer. Another method is another function."""
 
 
-def _trainer(args: Any) -> Any:
-    """SFTTrainer, with a cheaper loss where TRL's is slow.
+def _trainer(args: Any, student: Any) -> Any:
+    """SFTTrainer, with a cheaper loss where TRL's is slow and the student's model can give logits of some columns.
 
     Without Triton (on a CPU), TRL 1.16 scores every position against the whole vocabulary, the prompts' too. Short
     answers after long questions then spend most of the time on positions that carry no loss. This asks the model for
@@ -125,6 +128,8 @@ def _trainer(args: Any) -> Any:
     from trl import SFTTrainer
 
     if not args.use_cpu or args.loss_type != "nll" or args.label_smoothing_factor or not args.completion_only_loss:
+        return SFTTrainer
+    if "logits_to_keep" not in inspect.signature(student.forward).parameters:
         return SFTTrainer
 
     class CompletionTrainer(SFTTrainer):
@@ -161,6 +166,8 @@ def _trainer(args: Any) -> Any:
 def _made(trainer: Any, job: Job, **data: Any) -> Any:
     """A TRL trainer for a job. Raises UserError for settings that do not go together."""
     if data["eval_dataset"] is None:
+        if job.config.early_stopping:
+            raise UserError("train.early_stopping: all validation rows are too long, so there is nothing to go by.")
         job.args.eval_strategy = type(job.args.eval_strategy)("no")
     peft = {"peft_config": trl_settings.lora_config(job.config.lora)}
     try:
@@ -179,6 +186,15 @@ def _made(trainer: Any, job: Job, **data: Any) -> Any:
                 f"Set train.lora.target_modules: all-linear, or name them. ({text})"
             ) from error
         raise UserError(f"train: TRL refuses these settings: {text}") from error
+    if job.config.lora and job.config.lora.get("lora_bias"):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = (layer.get_base_layer() for layer in made.model.modules() if isinstance(layer, BaseTunerLayer))
+        if any(getattr(layer, "bias", None) is None for layer in layers):  # peft would say so after the training
+            raise UserError(
+                "train.lora.lora_bias: not all layers that get an adapter have a bias, so it could not be merged into "
+                "the student. Remove it, or name layers with a bias in train.lora.target_modules."
+            )
     if job.config.quantize:
         # TRL makes the adapter bfloat16, and peft reads one from a checkpoint as float32: a resumed training would be
         # another one.
@@ -209,7 +225,10 @@ def _tokenized(job: Job) -> tuple[Tokens, Tokens]:
     }
     train = tokenize(job.tokenizer, job.train_rows, **more)
     if not train.rows:
-        raise UserError("nothing to train on: no row has a completion within sft.max_length tokens.")
+        raise UserError(
+            f"nothing to train on: no row has a completion within {args.max_length:,} tokens (train.sft.max_length, or "
+            "the student's context)."
+        )
     # Not weight.shape: under ZeRO-3 the weights are elsewhere, and the shape is (0,).
     known = job.student.get_input_embeddings().num_embeddings
     largest = max(job.tokenizer.pad_token_id or 0, *(max(row["input_ids"]) for row in train.rows))
@@ -232,8 +251,9 @@ def _prompts(job: Job, rows: Sequence[Mapping[str, Any]], limit: int) -> tuple[l
             kept.append({"prompt": list(row["prompt"])})
         elif job.config.too_long == "error":
             raise UserError(
-                f"row {row.get('id', number)}: its prompt has {len(prompt):,} tokens, and {limit:,} leave room for an "
-                "answer. Lower train.on_policy.max_completion_length, or set train.too_long: drop."
+                f"row {row.get('id', number)}: its prompt of {len(prompt):,} tokens leaves no room for "
+                f"train.on_policy.max_completion_length ({job.args.max_completion_length:,}) in the models' context. "
+                "Lower it, or set train.too_long: drop."
             )
     return kept, len(rows) - len(kept)
 

@@ -136,7 +136,8 @@ def _random_model(config: Mapping[str, Any], tokenizer: Any, seed: int) -> tuple
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     except (StrictDataclassError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{kind} configuration: these settings do not make a model: {error}") from error
+        reason = " ".join(str(error).split())  # a StrictDataclassError has two lines
+        raise UserError(f"{kind} configuration: these settings do not make a model: {reason}") from error
     return model, tokenizer
 
 

@@ -157,6 +157,26 @@ def test_lora_is_merged_into_a_plain_folder(tmp_path: Path) -> None:
     assert load(tmp_path / "out").model.num_parameters() == summary["parameters"]
 
 
+def test_a_model_that_cannot_leave_out_logits_is_trained_as_trl_does(tmp_path: Path) -> None:
+    model, _ = student()
+    inner = model.forward
+
+    def forward(input_ids: Any, attention_mask: Any = None, labels: Any = None, use_cache: Any = None) -> Any:
+        return inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=use_cache)
+
+    model.forward = forward
+    args = train.trl_settings.arguments(Train(sft=SFT), seed=0, checkpoints=tmp_path, validated=False)
+    assert train._trainer(args, model).__name__ == "SFTTrainer"
+    assert train._trainer(args, student()[0]).__name__ == ("CompletionTrainer" if args.use_cpu else "SFTTrainer")
+
+
+def test_a_training_of_no_step_is_said(tmp_path: Path) -> None:
+    sft = {**SFT, "dataloader_drop_last": True, "per_device_train_batch_size": 64}
+    with pytest.raises(UserError, match="nothing was trained: the 30 rows do not fill one batch"):
+        run(tmp_path, sft)
+    assert run(tmp_path / "few", {**SFT, "dataloader_drop_last": True, "max_steps": 2})["steps"] == 2
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="diverged.*learning_rate") as caught:
         run(tmp_path, {**SFT, "learning_rate": 1e30, "max_grad_norm": 0})
@@ -186,7 +206,7 @@ def test_the_cheaper_loss_is_trls_loss(tmp_path: Path, monkeypatch: pytest.Monke
     ours = run(tmp_path / "ours", sft)
     from trl import SFTTrainer
 
-    monkeypatch.setattr(train, "_trainer", lambda args: SFTTrainer)
+    monkeypatch.setattr(train, "_trainer", lambda args, student: SFTTrainer)
     theirs = run(tmp_path / "theirs", sft)
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
     assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-4)

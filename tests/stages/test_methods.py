@@ -110,6 +110,20 @@ def test_every_token_stored_is_the_whole_distribution(tmp_path: Path, teacher: L
     assert logged(tmp_path / "stored", "loss") == pytest.approx(logged(tmp_path / "teacher", "loss"), rel=1e-3)
 
 
+def test_a_batch_without_any_stored_token_keeps_the_plain_loss(tmp_path: Path) -> None:
+    _, tokenizer = student()
+    tokens = tokenize(tokenizer, ROWS)
+    tops = [{"id": 7, "logprob": -0.5}, {"id": 9, "logprob": -2.0}]
+    said = tokens.rows[0]["input_ids"][tokens.start[0] :]
+    stored = [{"token": None, "id": token, "logprob": -0.5, "top": tops} for token in said]
+    rows = [{**ROWS[0], "logprobs": stored}, *ROWS[1:]]
+    config = {"method": "logits", "logits": {"source": "stored"}, "sft": {**FEW, "per_device_train_batch_size": 1}}
+    model, tokenizer = student()
+    places = {"checkpoints": tmp_path / "checkpoints", "seed": 1}
+    summary = fit(model, tokenizer, rows, rows[:4], Train(**config), tmp_path / "out", **places)
+    assert (summary["steps"], summary["soft_tokens"]) == (6, len(said)) and summary["eval_loss"] > 0
+
+
 def stopped_and_resumed(folder: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
     """An unbroken training and one that was interrupted at step 5 end in the same bytes."""
     monkeypatch.setattr(checkpoints, "SAVE_EVERY_S", 0.0)
@@ -149,7 +163,14 @@ def test_on_policy_brings_the_student_nearer_to_its_teacher(tmp_path: Path, teac
         ({"method": "on_policy", "on_policy": {"output_dir": "x"}}, "train.on_policy.output_dir: cannot be set here"),
         ({"method": "on_policy", "on_policy": {"betta": 1}}, "DistillationConfig has no such setting. Did you mean"),
         ({"method": "on_policy"}, "nothing to train on: no prompt leaves room.*max_completion_length .512."),
+        ({"method": "on_policy", "on_policy": {"max_completion_length": None}}, "give a number of tokens"),
+        ({"method": "on_policy", "too_long": "error"}, "row 0: its prompt of 17 tokens leaves no room for .*\\(512\\)"),
+        (
+            {"method": "on_policy", "on_policy": {**ON_POLICY, "per_device_train_batch_size": 64}},
+            "nothing was trained: the 30 rows do not fill one batch",
+        ),
         ({"method": "logits", "sft": {**FEW, "packing": True}}, "take packing"),
+        ({"early_stopping": {}, "sft": {**FEW, "metric_for_best_model": "x"}}, "metric_for_best_model: .*'eval_x'"),
         ({"early_stopping": {}, "sft": {**FEW, "eval_steps": 0.3}}, "TRL refuses|refuses these settings"),
         ({"sft": {**FEW, "report_to": "clearml"}}, "report_to: .*clearml"),
         ({"sft": {**FEW, "packing": True, "packing_strategy": "tight"}}, "Invalid packing strategy 'tight'"),
@@ -228,6 +249,14 @@ def test_the_loss_can_be_on_every_turn_of_the_assistant() -> None:
         tokenize(tokenizer, [CHAT], loss_on="assistant")
 
 
+def test_a_conversation_may_begin_with_the_assistant() -> None:
+    _, tokenizer = student()
+    greeted = {**CHAT, "prompt": [{"role": "assistant", "content": "gold"}, *CHAT["prompt"]]}
+    (row,) = tokenize(tokenizer, [greeted], loss_on="assistant").rows
+    said = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert said == "gold<|end|>blue<|end|>green<|end|>"
+
+
 def test_a_turn_without_its_end_is_refused_in_the_middle_too() -> None:
     _, tokenizer = student()
     tokenizer.chat_template = tokenizer.chat_template.replace(
@@ -293,6 +322,9 @@ def test_early_stopping_keeps_the_best_model(tmp_path: Path, monkeypatch: pytest
     model, tokenizer = student()
     with pytest.raises(UserError, match="early_stopping needs validation rows"):
         fit(model, tokenizer, ROWS, [], Train(early_stopping={}), tmp_path / "x", checkpoints=tmp_path / "y")
+    long = [{**ROWS[0], "prompt": [{"role": "user", "content": "red " * 100}]}]
+    with pytest.raises(UserError, match="early_stopping: all validation rows are too long"):
+        fit(model, tokenizer, ROWS, long, Train(early_stopping={}), tmp_path / "x", checkpoints=tmp_path / "y")
 
 
 SHORT = {**STOPPING, "sft": {**STOPPING["sft"], "max_steps": 6}}  # the model of step 2 is the best of 2, 4 and 6
