@@ -175,7 +175,7 @@ def save(trainer: Any, student: Any, tokenizer: Any, config: Train, out: Path) -
             _save_adapter(model, tokenizer, out.parent / "adapter")
         if config.quantize:
             model = _at_full_precision(config, out.parent / "adapter")
-        model = model.merge_and_unload()
+        model = _merged(model)
     elif state:
         state = {name: weight for name, weight in state.items() if name not in model.all_tied_weights_keys}
     model.generation_config.do_sample = False
@@ -207,6 +207,19 @@ def _save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
         if isinstance(config[name], list):
             config[name].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _merged(model: Any) -> Any:
+    """A LoRA model with the adapter in its weights."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = model.get_output_embeddings()
+    if isinstance(model.get_input_embeddings(), BaseTunerLayer) and not isinstance(head, BaseTunerLayer):
+        # Trained on the embedding alone. Where the output has the same weights, merging would change those as well;
+        # peft then writes that they are no longer tied.
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    return model.merge_and_unload()
 
 
 def _at_full_precision(config: Train, adapter: Path) -> Any:

@@ -451,7 +451,7 @@ def open_teacher(recipe: Recipe, tokenizer: Any) -> Loaded | None:
     return None
 
 
-VERSION = 4
+VERSION = 5
 SECTIONS = ("train",)
 READS = {"train": "assemble", "validation": "assemble", "random_subset": "assemble"}
 

@@ -260,9 +260,8 @@ def encode(tokenizer: Any, conversations: Sequence[Messages], *, add_generation_
 
     if not conversations:
         return []
-    if conversations[0] and conversations[0][-1]["role"].startswith(
-        "opening"
-    ):  # of the method magpie: in the template's form already
+    # Of the method magpie: in the template's form already.
+    if conversations[0] and conversations[0][-1]["role"].startswith("opening"):
         texts = [chat[-1]["content"] for chat in conversations]
         return [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 

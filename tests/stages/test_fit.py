@@ -157,6 +157,32 @@ def test_lora_is_merged_into_a_plain_folder(tmp_path: Path) -> None:
     assert load(tmp_path / "out").model.num_parameters() == summary["parameters"]
 
 
+def test_lora_on_the_embedding_alone_is_merged_where_it_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output has the embedding's weights, and had no adapter: merged into both, the student was another one."""
+    import torch
+
+    from pipeline import training
+    from pipeline.teachers.local import load
+
+    scores = []
+    real, ids = training.save, torch.tensor([[5, 20, 40, 9]])
+
+    def save(trainer: Any, *more: Any) -> None:
+        with torch.no_grad():
+            scores.append(trainer.model.eval()(ids.to(trainer.model.device)).logits.cpu())
+        real(trainer, *more)
+
+    monkeypatch.setattr(training, "save", save)
+    run(
+        tmp_path, {**SFT, "learning_rate": 0.1}, config={"lora": {"r": 4, "target_modules": ["q_proj", "embed_tokens"]}}
+    )
+    loaded = load(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(ids.to(loaded.model.device)).logits.cpu(), scores[0])
+
+
 def test_a_model_that_cannot_leave_out_logits_is_trained_as_trl_does(tmp_path: Path) -> None:
     model, _ = student()
     inner = model.forward

@@ -113,14 +113,14 @@ def test_an_attempt_of_an_earlier_version_is_not_gone_on_with(
         flow.run_stages(wanted, run, ["train"], force=True)
     done = run / ".train.partial/checkpoints/student/summary.json"
     summary = json.loads(done.read_text())
-    assert (train.VERSION, summary.pop("context")) == (4, 64)
+    assert (train.VERSION, summary.pop("context")) == (5, 64)
     done.write_text(json.dumps(summary))
     capsys.readouterr()
     flow.run_stages(wanted, run, ["train"], force=True)
     assert "train: an interrupted attempt was made from something else or by another version" in capsys.readouterr().err
     # Whoever changes what is in it raises VERSION.
     assert (train.VERSION, sorted(summary)) == (
-        4,
+        5,
         ["cut", "dropped", "eval_loss", "parameters", "resumed_from", "rows", "seconds", "steps", "tokens",
          "train_loss", "trainable"],
     )  # fmt: skip
