@@ -13,15 +13,15 @@ from pipeline.teachers.local import common_prefix, encode
 
 IGNORED = -100
 
-# For a base model, which comes without a chat template. The end of turn is inside the generation markers, so that TRL's
-# own assistant_only_loss agrees with ours. A role and its text have lines of their own: a word fuses with a blank.
+# For a base model, which comes without a chat template. The end of turn and its line are inside the generation markers,
+# so that TRL's own assistant_only_loss agrees with ours. A role and its text have lines of their own: a word fuses with
+# a blank.
 PLAIN = (
     "{%- for message in messages -%}"
     "{{- message.role + ':\\n' -}}"
     "{%- if message.role == 'assistant' -%}"
-    "{%- generation -%}{{- message.content + eos_token -}}{%- endgeneration -%}"
-    "{%- else -%}{{- message.content + eos_token -}}{%- endif -%}"
-    "{{- '\\n' -}}"
+    "{%- generation -%}{{- message.content + eos_token + '\\n' -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message.content + eos_token + '\\n' -}}{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'assistant:\\n' -}}{%- endif -%}"
 )

@@ -217,8 +217,9 @@ def write_yaml(config: Train, out: Path, *, seed: int, rows: Path, context: int)
     if config.chat_template:
         artifacts.write_text(out / "chat_template.jinja", chat_template(config.chat_template))
         settings["chat_template_path"] = "chat_template.jinja"
-    if config.loss_on == "assistant":
-        settings["assistant_only_loss"] = True
+    if config.loss_on == "assistant" and config.sft.get("completion_only_loss", True) is not False:
+        # TRL puts the loss where both say so, which would leave the earlier turns out.
+        settings |= {"assistant_only_loss": True, "completion_only_loss": False}
     if config.trust_remote_code:
         settings["trust_remote_code"] = True
     if config.lora is not None:

@@ -13,8 +13,10 @@ import yaml
 from pipeline import flow
 from pipeline.errors import UserError
 from pipeline.recipe import Train, load_recipe
+from pipeline.tokens import PLAIN, tokenize
 from pipeline.trl_settings import arguments, lora_config, write_yaml
-from stages.test_fit import SFT, run
+from stages.test_fit import SFT, run, student
+from stages.test_methods import CHAT
 
 BIN = Path(sys.executable).parent
 
@@ -118,6 +120,29 @@ def read_by_trl(settings: Train, out: Path, context: int = 2048) -> tuple[Any, A
 def test_trl_alone_trains_the_same_lora(tmp_path: Path, lora: dict[str, Any]) -> None:
     _, theirs = read_by_trl(Train(lora=lora), tmp_path)
     assert theirs.to_dict() == lora_config(lora).to_dict()
+
+
+@pytest.mark.parametrize("template", [None, PLAIN])
+def test_trl_alone_puts_the_loss_on_the_same_turns(tmp_path: Path, template: str | None) -> None:
+    import datasets
+    from trl import SFTTrainer
+
+    model, tokenizer = student()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    for loss_on in ("completion", "assistant"):
+        args, _ = read_by_trl(Train(loss_on=loss_on, sft={"use_cpu": True}), tmp_path)
+        rows = datasets.Dataset.from_list([CHAT])
+        theirs = SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer).train_dataset[0]
+        (ours,) = tokenize(tokenizer, [CHAT], loss_on=loss_on).rows
+        assert theirs["input_ids"] == ours["input_ids"] and theirs["labels"] == ours["labels"]
+
+
+def test_no_word_on_the_loss_is_trls_own(tmp_path: Path) -> None:
+    run(tmp_path / "silent", {**SFT, "max_steps": 2})
+    run(tmp_path / "null", {**SFT, "max_steps": 2, "completion_only_loss": None})
+    lines = [(tmp_path / name / "out/metrics.jsonl").read_text().splitlines()[0] for name in ("silent", "null")]
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_trl_alone_finds_the_files_that_the_settings_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

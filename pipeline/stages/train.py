@@ -221,7 +221,7 @@ def _tokenized(job: Job) -> tuple[Tokens, Tokens]:
         "limit": args.max_length,
         "too_long": job.config.too_long,
         "loss_on": job.config.loss_on,
-        "whole": not args.completion_only_loss,
+        "whole": args.completion_only_loss is False,  # null: TRL decides, and of rows with a completion takes that
     }
     train = tokenize(job.tokenizer, job.train_rows, **more)
     if not train.rows:
