@@ -442,10 +442,11 @@ def open_teacher(recipe: Recipe, tokenizer: Any) -> Loaded | None:
     for place in places:
         try:
             theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=trust)
-        except (OSError, ValueError) as error:
+        except local.UNREADABLE as error:
+            reason = str(error).partition("\n")[0]
             raise UserError(
                 f"train.logits.source: stored: the tokenizer of {place} cannot be opened, so nobody knows what its "
-                f"tokens are ({str(error).splitlines()[0]}). Name a folder with it in train.teacher."
+                f"tokens are ({reason}). Name a folder with it in train.teacher."
             ) from error
         soft_targets.check_same_tokenizer(tokenizer, theirs, name=f"the teacher {place}")
     return None
@@ -478,6 +479,12 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     a model card), adapter/ (with lora, of a student that is no config: the LoRA by itself), metrics.jsonl (one JSON
     object a log event, with the model's name) and trl_sft.yaml. Each training resumes from its last checkpoint.
     """
+    for baseline in recipe.train.baselines:
+        if baseline not in inputs:
+            raise UserError(
+                f"train.baselines: {baseline}: the run's assemble was made without it. Make it again: `seqkd assemble "
+                "--force`, or `seqkd run`, which looks at all stages in turn."
+            )
     processes.tell((recipe, inputs, out, os.environ.get("SEQKD_DATA", "")))
     summaries = train_all(recipe, inputs, out)
     metrics: list[str] = []

@@ -19,6 +19,7 @@ from pipeline.facts import SUBJECT, Fact, questions
 from pipeline.recipe import Embedded, Train
 from pipeline.records import canonical_json
 from pipeline.stages.train import fit
+from pipeline.teachers.local import UNREADABLE
 from pipeline.training import Log
 
 VERSION = 1  # raise it when the same facts and settings would give another teacher
@@ -104,8 +105,8 @@ def random_student(config: Mapping[str, Any], tokenizer_folder: Path, seed: int)
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), padding_side="left")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except UNREADABLE as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(f"no tokenizer in {tokenizer_folder}: {reason}") from error
     return _random_model(config, tokenizer, seed)
 

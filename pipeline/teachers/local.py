@@ -21,7 +21,7 @@ Messages = Sequence[dict[str, str]]  # [{"role": ..., "content": ...}, ...]
 SAMPLES_AT_ONCE = 1
 
 # What transformers raises for files that are not what they should be, JSON of another form included.
-_UNREADABLE = (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError)
+UNREADABLE = (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError)
 
 
 def request(teacher: Teacher, messages: Messages, sampling: Sampling, seed: int) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def open_model(
             output_loading_info=True,
             **({"quantization_config": quantization, "device_map": {"": place}} if quantization else {}),
         )
-    except (*_UNREADABLE, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (*UNREADABLE, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise UserError(_load_problem(name, error)) from error
     if about["missing_keys"]:
         # transformers would fill these in at random and only warn.
@@ -302,7 +302,7 @@ def user_opening(model: str, system: str | None, *, trust_remote_code: bool = Fa
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (*UNREADABLE, RuntimeError) as error:
         raise UserError(_load_problem(model, error)) from error
     _needs_chat_template(model, tokenizer)
     mark = "(the text of the user)"

@@ -210,6 +210,16 @@ def _embedded() -> Any:
     return Embedded(vocab_size=400)
 
 
+def test_a_baseline_without_rows_is_said(finished_copy: Path) -> None:
+    """`seqkd train` after train.baselines changed: assemble, which draws the rows, is not looked at."""
+    run = flow.run_folder("tiny")
+    flow.run_stages(recipe(), run, ["assemble"], force=True)
+    with pytest.raises(
+        UserError, match="train.baselines: random_subset: the run's assemble .* `seqkd assemble --force`"
+    ):
+        flow.run_stages(recipe("train.baselines=[random_subset]"), run, ["train"], force=True)
+
+
 def test_a_seed_of_its_own(finished_copy: Path) -> None:
     assert train.student_seed(recipe()) == 0 and train.student_seed(recipe("train.seed=5")) == 5
     first, again, other = (train.open_student(recipe(f"train.seed={seed}"))[0] for seed in (5, 5, 6))

@@ -185,3 +185,6 @@ def test_wrong_student_settings_are_named(teacher: Path, config: dict[str, Any],
 def test_a_students_tokenizer_has_to_be_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer in"):
         random_student({"model_type": "llama"}, tmp_path / "nowhere", 0)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="no tokenizer in"):
+        random_student({"model_type": "llama"}, tmp_path, 0)
