@@ -369,6 +369,8 @@ def main(arguments: list[str] | None = None) -> None:
     # No telemetry: huggingface_hub's and that of whatever respects this variable.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    if sys.stdin is None:  # closed by whoever started this (`<&-`): there is nothing to read, and nobody to ask
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
     command = typer.main.get_command(app)
     try:
         # Typer catches Ctrl-C itself and, in this mode, returns the exit code.

@@ -27,7 +27,7 @@ LABELS = {
 }
 EXAMPLES = 3  # a reason
 FACET_VALUES = 20
-SIDE_BY_SIDE = {"differ": 10, "both right": 4, "both wrong": 4, "the same": 4}
+SIDE_BY_SIDE = {"differ": 10, "both right": 4, "both wrong": 4, "the same": 4, "right": 8, "wrong": 8, "answered": 8}
 LONGEST = 700  # characters of a text that are shown
 
 # --- words and numbers -----------------------------------------------------------------------------------------------
@@ -492,7 +492,8 @@ def failures(table: Path) -> list[Row]:
 
 def side_by_side(predictions: Iterable[Row]) -> list[dict[str, Any]]:
     """Questions with every model's answer: those where student and teacher differ first, then some that both got right
-    and some that both got wrong, or where no answer is right or wrong, some to which both say the same."""
+    and some that both got wrong, or where no answer is right or wrong, some to which both say the same. Without a
+    teacher some that the student got right and some that it got wrong."""
     questions: dict[str, dict[str, Any]] = {}
     for row in sorted(predictions, key=lambda row: row["id"]):
         about = {key: row[key] for key in ("topic", "question", "answers")}
@@ -501,8 +502,10 @@ def side_by_side(predictions: Iterable[Row]) -> list[dict[str, Any]]:
     taken = dict.fromkeys(SIDE_BY_SIDE, 0)
     for question in questions.values():
         student = question["by"]["student"]
-        teacher = question["by"].get("teacher", student)
-        if student["exact"] is None:
+        teacher = question["by"].get("teacher")
+        if teacher is None:
+            kind = {True: "right", False: "wrong", None: "answered"}[student["exact"]]
+        elif student["exact"] is None:
             kind = "differ" if student["text"].strip() != teacher["text"].strip() else "the same"
         elif student["exact"] == teacher["exact"]:
             kind = "both right" if student["exact"] else "both wrong"
@@ -567,7 +570,7 @@ def curve(title: str, lines: dict[str, list[tuple[float, float]]]) -> dict[str, 
         "right": WIDTH - RIGHT,
         "floor": HEIGHT - BOTTOM,
         "ticks": [(y_of(i * every), f"{i * every:g}") for i in range(round(highest / every) + 1)],
-        "steps": [(x_of(part * steps / 4), f"{part * steps / 4:,.0f}") for part in range(5)],
+        "steps": [(x_of(step), f"{step:,}") for step in range(0, int(steps) + 1, math.ceil(_step(steps)))],
         "lines": [
             {
                 "model": model,

@@ -66,6 +66,12 @@ def test_what_does_not_fit_is_dropped_and_said_once(finished):
     assert done.stderr.count("the model's context is 64") == 1  # the long one has no room at all
 
 
+def test_without_an_input_there_is_no_question(finished):
+    """Closed by whoever started it, standard input is None in Python."""
+    done = seqkd("chat", "tiny", cwd=finished, preexec_fn=lambda: os.close(0))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_question_too_long_for_the_context_does_not_end_the_talk(copied, monkeypatch):
     """It alone is refused: what was said before it is still there after it."""
     (copied / "prompts/tiny/system.jinja").write_text("Be brief.\n")

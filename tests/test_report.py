@@ -232,6 +232,20 @@ def test_long_training_is_thinned():
     assert points[-1] == ",".join(str(place) for place in lines[0]["end"])
 
 
+@pytest.mark.parametrize(
+    ("steps", "labels"),
+    [(1, ["0", "1"]), (5, ["0", "2", "4"]), (9, ["0", "3", "6", "9"]), (100, ["0", "25", "50", "75", "100"]),
+     (5000, ["0", "2,000", "4,000"])],
+)  # fmt: skip
+def test_a_label_stands_where_its_step_is(steps, labels):
+    """Of 5 steps they were 0, 1, 2, 4, 5 in equal distances."""
+    chart = report.curve("training loss", {"student": [(step, 1.0) for step in range(1, steps + 1)]})
+    assert [label for _, label in chart["steps"]] == labels
+    wide = chart["right"] - chart["left"]
+    for x, label in chart["steps"]:
+        assert (x - chart["left"]) / wide == pytest.approx(int(label.replace(",", "")) / steps, abs=1e-3)
+
+
 def test_coverage_in_words():
     coverage = {
         "facets": {"topic": {HOSTILE[0]: {"rows": 3, "plan": None}, "crew": {"rows": 5, "plan": 4.0}}, "task": {}},
@@ -308,8 +322,13 @@ def test_without_teacher_or_answers(run):
     page = page_of(run, scores, rows)
     Reader(page)
     assert "there is no teacher to ask" in page and "polyline" not in page
+    assert "Some questions." in page and "both" not in page and "answered</th>" in page
     text = shown(scores)
     assert "untrained" in text
+    page = page_of(run, scores | {"questions_with_answers": 60}, predictions(("student", "untrained")))
+    assert "that the student got right and some that it got wrong" in page and "both" not in page
+    kinds = [row["kind"] for row in report.side_by_side(predictions(("student", "untrained")))]
+    assert kinds == ["right"] * 8 + ["wrong"] * 8
 
 
 def test_agreement_without_accepted_answers():
