@@ -409,7 +409,7 @@ def score(
         right.append(marks)
     kept = [[mark * there for mark, there in zip(marks, answered, strict=True)] for marks in right]
     values = np.array([gold, answered, *right, *kept]).T  # (questions, 2 + 2 * tables)
-    groups = [question.fact or question.id for question in asked]
+    groups = [question.about for question in asked]
     draws = metrics.resample(values, groups, resamples, seed)
     facts, taught_facts = metrics.counted(groups, gold), metrics.counted(groups, answered)
     (shares, kept_shares), (totals, kept_totals) = _shares(draws), _shares(values.sum(0, keepdims=True))

@@ -26,7 +26,8 @@ def ask(
 
     conversations: written to disk as they come. out: the folder of the stage that asks; nothing is left in it. Returns,
     for each conversation, what `read` makes of its row of completions (only that is held in memory), or None where
-    there is no answer, and what was used, as collect counts it. Raises what collect raises.
+    there is no answer, and what was used, as collect counts it, with "over_budget": conversations that were not asked
+    because the budget was spent. Raises what collect raises.
     """
     from pipeline.stages import collect  # only now: it imports all that asking over HTTP needs
 
@@ -56,7 +57,15 @@ def ask(
             found[_key(row["prompt_id"])] = read(row)
     finally:
         shutil.rmtree(folder.parent)
-    return [found[key] for key in order], counts["usage"]
+    return [found[key] for key in order], counts["usage"] | {"over_budget": counts["reasons"].get("budget", 0)}
+
+
+def over_budget(requests: int, stage: str) -> str:
+    """That requests were not sent, and what to do, in a sentence."""
+    return (
+        f"The budget was spent before {requests:,} of its requests: a larger collect.budget_usd with --from {stage} "
+        "sends them, and pays nothing twice."
+    )
 
 
 def _key(name: str) -> int:

@@ -39,6 +39,11 @@ class Question(NamedTuple):
         """The text of the last turn."""
         return self.messages[-1]["content"]
 
+    @property
+    def about(self) -> str:
+        """What it asks for: the fact, else the question itself. Two about the same are no independent evidence."""
+        return self.fact or make_id(list(self.messages))
+
 
 def held_out(recipe: Recipe) -> list[Question]:
     """The held-out questions of a recipe, in the order of file or facts, at most `evaluate.limit` of them.

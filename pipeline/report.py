@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifacts, flow, questions
+from pipeline import artifacts, asking, flow, questions
 from pipeline.recipe import Recipe
 from pipeline.records import Row, make_id
 
@@ -45,9 +45,11 @@ def headline(scores: dict[str, Any]) -> str:
         return f"{said}; {right}" if student["accuracy"] is not None else said
     parts = []
     if scores["retention"] is not None:
+        # Else 8.3% of 12 beside 10.0% (of 10) would hardly be all of the teacher's accuracy.
+        only = " of those that it answered" if teacher["unanswered"] else ""
         parts.append(
             f"keeps {percent(scores['retention'])} of the teacher's accuracy "
-            f"({percent(student['accuracy'])} of {gold}, the teacher {percent(teacher['accuracy'])})"
+            f"({percent(student['accuracy'])} of {gold}, the teacher {percent(teacher['accuracy'])}{only})"
         )
     elif teacher["accuracy"] == 0:
         parts.append(
@@ -78,6 +80,11 @@ def cut_off(scores: dict[str, Any]) -> str | None:
         f"({scores['measured']['max_tokens']:,}) and were cut there, as every model's are: raise it to compare whole "
         "ones."
     )
+
+
+def unasked(scores: dict[str, Any]) -> str | None:
+    """That the budget ended before all was asked, in a sentence; None if it did not."""
+    return asking.over_budget(scores["over_budget"], "evaluate") if scores["over_budget"] else None
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -288,8 +295,7 @@ def terminal_table(scores: dict[str, Any]) -> "RenderableType":
     lines = [Text(f"{said[0].upper()}{said[1:]}.")]
     if "judge" in scores:
         lines.append(Text(judged(scores["judge"])))
-    if cut := cut_off(scores):
-        lines.append(Text(cut, style="yellow"))
+    lines += [Text(said, style="yellow") for said in (cut_off(scores), unasked(scores)) if said]
     if costs := costs_in_words(scores["cost"]):
         lines.append(Text(costs))
     lines += [
@@ -315,12 +321,13 @@ def judged(verdict: dict[str, Any]) -> str:
 
 
 def said_of(aim: dict[str, Any]) -> str:
-    """The value of an aim in the unit in which the aim is given."""
+    """The value of an aim in the unit in which the aim is given, and how sure it is."""
     if aim["name"] == "speedup":
         return f"{aim['value']:.2f} times"
     if aim["name"] == "filtered_beats_random":
         return f"the interval begins at {100 * aim['value']:+.1f} points"
-    return percent(aim["value"])
+    ends = _between(aim.get("interval"), 100, 1)  # scores of version 4 have none, and push reads them
+    return percent(aim["value"]) + (f"; 95% interval {ends}" if ends else "")
 
 
 # --- what the page shows ---------------------------------------------------------------------------------------------
@@ -352,6 +359,7 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         headline=f"{said[0].upper()}{said[1:]}.",
         scores=scores,
         cut_off=cut_off(scores),
+        unasked=unasked(scores),
         judged=judged(scores["judge"]) if "judge" in scores else None,
         models=[(name, LABELS[name], scores[name]["name"]) for name in LABELS if scores[name]],
         rows=figures(scores),

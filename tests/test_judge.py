@@ -94,6 +94,7 @@ def test_what_was_not_answered_is_told_from_what_is_no_verdict(folder):
         told = Recipe.model_validate({"domain": "d", "collect": {"teachers": [one], "budget_usd": 0.01}})
         outcomes, usage = judge.compare(told, Judge(teacher="other"), triples, out(folder))
         assert set(outcomes) == {"win", "failed"} and usage["spent_usd"] <= 0.01
+        assert usage["over_budget"] == 2 * len(triples) - usage["requests_sent"] > 0
 
 
 def test_what_is_sent(folder):

@@ -94,7 +94,9 @@ def test_of_parquet(tmp_path: Path) -> None:
 
 def test_the_same_question_twice_is_two_questions(tmp_path: Path) -> None:
     path = write(tmp_path / "q.jsonl", {"prompt": "Who?"}, {"prompt": "Who?"}, {"prompt": "Who?"})
-    assert len({q.id for q in questions.read_questions(path)}) == 3
+    found = questions.read_questions(path)
+    assert len({q.id for q in found}) == 3
+    assert len({q.about for q in found}) == 1  # but no more evidence than one
 
 
 USER = '"role": "user"'

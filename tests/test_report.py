@@ -55,7 +55,7 @@ def scores_of(**models) -> dict:
         "over_random_subset_ci": [-0.01, 0.16],
         "measured": {"max_tokens": 64, "batch_size": 64, "tokens_each": 5, "rounds": 7, "latency_questions": 32,
                      "threads": 2, "device": "cpu", "usd_per_hour": None, "one_tokenizer": True, "bootstrap": 2000,
-                     "seed": 0}, "usage": None,
+                     "seed": 0}, "usage": None, "over_budget": 0,
         "aims": [
             {"name": "retention", "text": "the student keeps at least 97%", "value": 0.985, "target": 0.97,
              "met": True},
@@ -360,6 +360,11 @@ def test_the_headline_says_what_can_be_said(changes, teacher, student, said):
     assert report.headline(scores_of(teacher=model(teacher), student=model(student)) | changes) == said
 
 
+def test_the_headline_says_that_the_teacher_did_not_answer_all():
+    scores = scores_of(teacher=model(0.9, unanswered=2), student=model(0.8))
+    assert "(80.0% of 60 held-out questions, the teacher 90.0% of those that it answered)" in report.headline(scores)
+
+
 def shown(scores: dict) -> str:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(report.terminal_table(scores))
@@ -391,6 +396,15 @@ def test_duration(seconds, text):
 )
 def test_dollars(value, text):
     assert report.dollars(value) == text
+
+
+def test_an_aim_says_how_sure_it_is_and_a_spent_budget_what_to_do(run):
+    scores = scores_of(**ALL) | {"over_budget": 3}
+    scores["aims"] = [scores["aims"][0] | {"interval": [0.95, 1.021]}, scores["aims"][1]]
+    said = "The budget was spent before 3 of its requests: a larger collect.budget_usd with --from evaluate sends them"
+    page = page_of(run, scores, predictions())
+    assert "at least 97%: 98.5%; 95% interval 95.0 to 102.1</li>" in page and said in page
+    assert said[:60] in " ".join(shown(scores).split()) and "budget" not in shown(scores_of(**ALL))
 
 
 def test_benchmarks_show_a_group_and_not_its_parts():

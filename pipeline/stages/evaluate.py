@@ -11,9 +11,9 @@ model_card.md, the student's card with its scores.
 - nll: nats a token that a model gives to the teacher's greedy answers, their end of turn included. Only comparable
   between models of one tokenizer.
 - agreement, rouge_l, chrf: the same, or similar, answer as the teacher.
-- intervals: 95% percentile bootstrap. Questions about the same fact are drawn together, and differences and ratios are
-  paired: each resample has the same questions for both models. Where all facts have the same figure, so that every
-  resample does too, Wilson's.
+- intervals: 95% percentile bootstrap. Questions about the same fact, and one asked twice, are drawn together, and
+  differences and ratios are paired: each resample has the same questions for both models. Where all facts have the same
+  figure, so that every resample does too, Wilson's.
 - win rate: with evaluate.judge, how often a judge finds the student's answer better than the teacher's, ties half. It
   is asked in both orders and does not know whose answers they are (pipeline/judge.py).
 - speed and size: pipeline/speed.py.
@@ -59,7 +59,7 @@ from pipeline.teachers import local, local_teacher_folder
 from pipeline.teachers.local import Loaded
 from pipeline.training import memory_errors
 
-VERSION = 4
+VERSION = 5
 SECTIONS = ("generate", "collect", "train", "evaluate")
 READS = {
     **{"student": "train", "metrics.jsonl": "train", "train": "assemble", "validation": "assemble"},
@@ -287,7 +287,7 @@ def compare(
         pair = zip(columns["student exact"], columns["random_subset exact"], strict=True)
         columns["gain"] = [ours - theirs for ours, theirs in pair]
     values = np.array(list(columns.values()), dtype=float).T
-    groups = [question.fact or question.id for question in asked]
+    groups = [question.about for question in asked]
     draws = metrics.resample(values, groups, resamples, seed)
     totals = dict(zip(columns, values.sum(axis=0), strict=True))
     samples = dict(zip(columns, draws.T, strict=True))
@@ -348,7 +348,7 @@ def against_teacher(
     verdicts = [VERDICTS[outcome] for outcome in outcomes]
     worth = {"win": 1.0, "tie": 0.5, "loss": 0.0, None: 0.0}
     values = np.array([[worth[verdict], verdict is not None] for verdict in verdicts], dtype=float).reshape(-1, 2)
-    groups = [asked[number].fact or asked[number].id for number in chosen]
+    groups = [asked[number].about for number in chosen]
     judged = values[:, 1].sum()
     rate, ends = None, None
     if judged:
@@ -415,7 +415,8 @@ def _divided(above: float | None, below: float | None) -> float | None:
 
 
 def aims(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a distillation should reach, and whether this one does. Aims whose models were not compared are left out."""
+    """What a distillation should reach, and whether this one does: {"name", "text", "value", "interval", "target",
+    "met"}. Aims whose models were not compared are left out."""
     teacher = scores["teacher"] or {}
     gain = scores["over_random_subset_ci"]
     wanted = [
@@ -425,13 +426,16 @@ def aims(scores: dict[str, Any]) -> list[dict[str, Any]]:
         ("size_ratio", "the student has at most 40% of the teacher's parameters", scores["size_ratio"], 0.40),
         ("filtered_beats_random", "filtered answers teach more than as many random ones", gain and gain[0], 0.0),
     ]
+    sure = {"teacher_accuracy": teacher.get("accuracy_ci"), "retention": scores["retention_ci"]}
     found = []
     for name, text, value, target in wanted:
         if value is None:
             continue
         # The last one is the low end of the interval: filtering has helped only if chance cannot explain it.
         met = value <= target if name == "size_ratio" else value > target if target == 0 else value >= target
-        found.append({"name": name, "text": text, "value": value, "target": target, "met": met})
+        found.append(
+            {"name": name, "text": text, "value": value, "interval": sure.get(name), "target": target, "met": met}
+        )
     return found
 
 
@@ -522,7 +526,9 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         scores["harness"] = harness.measure(
             models, tasks, config.harness, config.batch_size, config.bootstrap, recipe.seed
         )
-    scores["cost"] = cost(run_folder, recipe, [usage, scores.get("judge", {}).get("usage")])
+    usages = [usage, scores.get("judge", {}).get("usage")]
+    scores["over_budget"] = sum(one.get("over_budget", 0) for one in usages if one)
+    scores["cost"] = cost(run_folder, recipe, usages)
     scores["unseen"] = compared | withheld(run_folder)
 
     rows = sorted((row for rows in predictions.values() for row in rows), key=lambda row: row["id"])
@@ -532,7 +538,8 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     artifacts.write_text(out / "report.html", page)
     card = cards.model_card(cards.story_before("evaluate", recipe, run_folder), scores)
     artifacts.write_text(out / "model_card.md", card)
-    return {"outcomes": {"predictions": len(rows)}, "questions": len(asked), "note": report.headline(scores)}
+    note = ". ".join(part for part in (report.headline(scores), report.unasked(scores)) if part)
+    return {"outcomes": {"predictions": len(rows)}, "questions": len(asked), "note": note}
 
 
 def _name(recipe: Recipe, model: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipeline import artifacts, judge, paths
+from pipeline import artifacts, asking, judge, paths
 from pipeline.answers import Answer
 from pipeline.calls.budget import CHARACTERS_A_TOKEN, estimated
 from pipeline.errors import UserError
@@ -271,6 +271,8 @@ def score(
         note = f"{len(rows):,} judged for ${usage.get('cost_usd', 0):,.4f}"
         if len(unjudged):
             note += f", {len(unjudged):,} without a score"
+        if usage.get("over_budget"):
+            note += f". {asking.over_budget(usage['over_budget'], 'filter')}"
     return scores, usage, note
 
 

@@ -57,6 +57,15 @@ def test_compare_is_paired():
     assert scores["student"]["nll"] == 0.5
 
 
+def test_a_question_asked_again_is_no_more_evidence():
+    """40 lines of a file that ask the same two questions were 40 independent ones, sure to 30 points."""
+    asked = [one._replace(id=f"q{n}") for n in range(20) for one in questions_of([("one", ["yes"]), ("two", ["yes"])])]
+    answers = [{"text": text, "output_tokens": 1} for text in ("yes", "no")] * 20
+    rows = {"student": evaluate.mark("student", asked, answers, [(0.0, 0)] * 40)}
+    scores = evaluate.compare(asked, rows, {"student": [(0.0, 0)] * 40}, 500, 0)
+    assert scores["student"]["accuracy"] == 0.5 and scores["student"]["accuracy_ci"] == [0, 1]
+
+
 def test_compare_without_a_right_answer_of_the_teacher():
     scores = compared(teacher=[False] * 10, student=[True] * 10)
     assert scores["retention"] is None and scores["retention_ci"] is None
@@ -64,7 +73,8 @@ def test_compare_without_a_right_answer_of_the_teacher():
 
 
 def aim(name: str, **scores) -> bool | None:
-    base = {"teacher": None, "retention": None, "speedup": None, "size_ratio": None, "over_random_subset_ci": None}
+    names = ("teacher", "retention", "retention_ci", "speedup", "size_ratio", "over_random_subset_ci")
+    base = dict.fromkeys(names)
     return next((found["met"] for found in evaluate.aims(base | scores) if found["name"] == name), None)
 
 
@@ -366,6 +376,26 @@ def test_a_judge_compares_student_and_teacher(finished, tmp_path, monkeypatch):
         assert found["usage"]["requests_sent"] == 2 * differ
     lines = evaluate.estimate(load_recipe(finished / "tiny.yaml", changes))
     assert [(line["requests"], line["usd"]) for line in lines] == [(16, None)]
+
+
+def test_a_budget_that_ends_in_the_middle_of_the_judging(finished, tmp_path, monkeypatch):
+    """Nobody was told why there were fewer verdicts, nor how to get the others."""
+    monkeypatch.chdir(finished)
+    monkeypatch.setenv("SEQKD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TEST_KEY", "canary-58d1")
+    with scripted(always_a) as server:
+        price = "price: {input: 1.0, output: 1.0}, max_in_flight: 1"
+        teacher = f"{{provider: openai, model: wise, base_url: '{server.url}', api_key_env: TEST_KEY, {price}}}"
+        changes = [f"evaluate.judge={{teacher: {teacher}, limit: 12}}", "train.baselines=[]"]
+        recipe = load_recipe(finished / "tiny.yaml", [*changes, "collect.budget_usd=0.0025"])
+        counts = evaluate.run(recipe, inputs_of(finished / "data/runs/tiny"), tmp_path)
+        scores = json.loads((tmp_path / "scores.json").read_text())
+        assert 0 < scores["judge"]["unanswered"] < 12 and scores["over_budget"] > 0
+        said = f"The budget was spent before {scores['over_budget']} of its requests: a larger collect.budget_usd with"
+        assert said in counts["note"] and said in (tmp_path / "report.html").read_text()
+        scores = evaluated(finished, tmp_path, *changes, "collect.budget_usd=1")
+        assert scores["judge"]["unjudged"] == scores["over_budget"] == 0
+        assert set(server.asked.values()) == {1}  # nothing was paid twice
 
 
 def test_no_questions_is_an_error_that_says_what_to_do(finished, tmp_path, monkeypatch):

@@ -224,6 +224,7 @@ def test_the_budget_of_the_run_holds_for_the_judge(folder: Path) -> None:
         counts, kept, _ = run(folder, wanted, rows)
     assert 0 < counts["usage"]["spent_usd"] <= 1.0
     assert 0 < kept.score.notna().sum() < 30 and len(kept) == 30
+    assert "a larger collect.budget_usd with --from filter sends them" in counts["note"]
 
 
 def test_local_models_score_before_the_judge_is_asked(folder: Path, models: Path) -> None:
