@@ -6,6 +6,7 @@ A stage is a module pipeline/stages/NAME.py with
     SECTIONS   the recipe's sections, or single fields (evaluate.limit), that determine its result
     READS      {table, file or folder: the stage that wrote it}; what that stage chose not to write is not in inputs
     sources(recipe) -> {name: path}         what else it reads: templates, facts, a user's files
+    check(recipe)                           optional: raises UserError for what the user has to see to beforehand
     run(recipe, inputs, out) -> counts      inputs: {name: path} of READS and sources; out: an empty folder
 
 and counts = {"rows_in", "outcomes": {place: rows}, "reasons": {reason: rows}, "usage": {...}, ...}; where rows_in is
@@ -106,11 +107,27 @@ def run_stages(
     Returns each stage's manifest. Raises SeqkdError.
     """
     with lock(run), storage_errors():
+        _look_ahead(recipe, run, stages)
         manifests = {}
         for stage in stages:
             anew = again is not None and STAGES.index(stage) >= STAGES.index(again)
             manifests[stage] = execute(stage, recipe, run, anew=anew, force=force)
         return manifests
+
+
+def _look_ahead(recipe: Recipe, run: Path, stages: Sequence[str]) -> None:
+    """What a stage wants of the user is missed before the first one runs: a later one may come after hours of training
+    and paid answers. Raises UserError."""
+    for stage in stages:
+        if not read_manifest(run, stage):
+            _check(stage, recipe)
+
+
+def _check(stage: str, recipe: Recipe) -> None:
+    module = stage_module(stage)
+    _sources(stage, module, recipe)
+    if hasattr(module, "check"):
+        module.check(recipe)
 
 
 def execute(stage: str, recipe: Recipe, run: Path, *, anew: bool = False, force: bool = False) -> Manifest:
@@ -225,14 +242,23 @@ def plan(recipe: Recipe, run: Path) -> Iterator[tuple[str, str]]:
     for stage in STAGES:
         finished = read_manifest(run, stage)
         if ahead:
-            yield stage, "would be checked again" if finished else "would run"
+            yield stage, "would be checked again" if finished else _prospect(stage, recipe)
             continue
         basis = _basis(stage, stage_module(stage), recipe, run)[1]
         if finished and finished["fingerprint"] == _fingerprint(basis):
             yield stage, "complete, would be skipped"
             continue
         ahead = True
-        yield stage, f"would stop: {_difference(finished['basis'], basis)}" if finished else "would run"
+        changed = finished and _difference(finished["basis"], basis)
+        yield stage, f"would stop: {changed}" if changed else _prospect(stage, recipe)
+
+
+def _prospect(stage: str, recipe: Recipe) -> str:
+    try:
+        _check(stage, recipe)
+    except UserError as error:
+        return f"would stop: {error}"
+    return "would run"
 
 
 def table_if_complete(run: Path, table: str) -> Path | None:
@@ -339,16 +365,22 @@ def _basis(stage: str, module: ModuleType, recipe: Recipe, run: Path) -> tuple[d
         if not inputs[name].exists():
             raise UserError(f"{inputs[name]} is gone. Make it again with --from {writer}.")
         digests[f"{writer}/{name}"] = before["files"][file]["sha256"]
-    for name, path in module.sources(recipe).items():
+    for name, path in _sources(stage, module, recipe).items():
         inputs[name] = path
-        if not path.exists():
-            raise UserError(f"{stage}: {path} does not exist.")
         digests[name] = artifacts.digest(path)
     section: dict[str, Any] = {"domain": recipe.domain, "seed": recipe.seed}
     for name in module.SECTIONS:
         part = operator.attrgetter(name)(recipe)
         section[name] = part.fingerprinted() if isinstance(part, Section) else part
     return inputs, {"version": module.VERSION, "recipe": section, "inputs": digests}
+
+
+def _sources(stage: str, module: ModuleType, recipe: Recipe) -> dict[str, Path]:
+    found: dict[str, Path] = module.sources(recipe)
+    for path in found.values():
+        if not path.exists():
+            raise UserError(f"{stage}: {path} does not exist.")
+    return found
 
 
 def _fingerprint(basis: dict[str, Any]) -> str:

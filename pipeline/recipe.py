@@ -232,7 +232,7 @@ class Teacher(Section):
     """Share of the prompts this teacher answers, relative to the other teachers' weights."""
     base_url: str | list[str] | None = None
     """Where the provider is asked, null for its own address. Several servers of one model are used side by side."""
-    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: str | None = None
     """The environment variable that holds the key; null: OPENAI_API_KEY or ANTHROPIC_API_KEY at the provider's own
     address, and no key at any other."""
     serve: Serve | None = None
@@ -261,6 +261,20 @@ class Teacher(Section):
     def urls(self) -> tuple[str, ...]:
         """The base URLs that the recipe gives, none for the provider's own."""
         return (self.base_url,) if isinstance(self.base_url, str) else tuple(self.base_url or ())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_key(cls, data: Any) -> Any:
+        """A key in a recipe ends in repositories and logs; the message must not repeat it."""
+        given = data if isinstance(data, dict) else {}
+        name = str(given.get("api_key_env") or "KEY")
+        long = len(name) >= 20 and re.search("[a-z]", name) and re.search("[0-9]", name)
+        if "api_key" in given or long or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(
+                "a key does not belong in a recipe. Put it into an environment variable (export MY_KEY=...) and name "
+                "that one: api_key_env: MY_KEY"
+            )
+        return data
 
     @model_validator(mode="after")
     def _fits(self) -> "Teacher":

@@ -73,6 +73,20 @@ def test_a_missing_prompts_file(tiny):
     refused(seqkd("generate", "tiny.yaml", "--set", "generate.file=none.jsonl", cwd=tiny), "none.jsonl")
 
 
+def test_what_a_later_stage_lacks_is_missed_before_the_first_one_runs(tiny):
+    (tiny / "mine.jsonl").write_text('{"prompt": "Who is it?", "completion": "It is I."}\n')
+    (tiny / "mine.yaml").write_text("domain: none\ncollect: {file: mine.jsonl}\ntrain: {student: nowhere}\n")
+    for command in ("run", "plan"):
+        done = seqkd(command, "mine.yaml", cwd=tiny)
+        said = " ".join((done.stdout + done.stderr).split())
+        assert "there are no held-out questions" in said and "generate:" not in said
+    judge = "evaluate.judge={teacher: {provider: openai, model: m, api_key_env: KEY_OF_THE_JUDGE}}"
+    done = seqkd("run", "tiny.yaml", "--set", judge, cwd=tiny)
+    assert refused(done, "KEY_OF_THE_JUDGE is not set") and "generate:" not in done.stderr
+    refused(seqkd("run", "tiny.yaml", "--set", "assemble.evaluations=[gone.jsonl]", cwd=tiny), "gone.jsonl")
+    assert not list((tiny / "data/runs").glob("*/generate"))
+
+
 def test_a_new_domain_runs(tmp_path):
     assert seqkd("new-domain", "geo", cwd=tmp_path).returncode == 0
     refused(seqkd("new-domain", "geo", cwd=tmp_path), "is there already")

@@ -95,6 +95,18 @@ def test_a_language_that_no_answer_can_be_in_is_refused_with_the_nearest_one(rec
     assert re.search(re.escape(said).replace(r"\.\*", ".*"), told) and "?." not in told
 
 
+@pytest.mark.parametrize(
+    "field",
+    ["api_key: {key}", "api_key_env: {key}", "api_key_env: gsk_{digits}", "api_key: {key}, api_key_env: MY_KEY"],
+)
+def test_a_key_in_a_recipe_is_refused_and_not_repeated(recipe, field):
+    digits = "a1B2c3D4e5F6g7H8i9J0"
+    field = field.format(key=f"sk-proj-{digits}", digits=digits)
+    said = wrong(recipe, "model: some/model", f"model: some/model, {field}")
+    assert "r.yaml:5: collect.teachers.0: a key does not belong in a recipe" in said and "api_key_env: MY_KEY" in said
+    assert digits not in said
+
+
 def test_the_languages_are_those_that_the_identifier_can_find(recipe):
     found = set(rules._identifier().labels) - {"zxx"}  # no language at all
     assert set(LANGUAGES) == found | set(rules._ALIKE)

@@ -73,6 +73,11 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     return found
 
 
+def check(recipe: Recipe) -> None:
+    """Raises UserError if the key of one of the teachers is not there."""
+    keys_of(recipe)
+
+
 # --- answers from a file ---------------------------------------------------------------------------------------------
 
 
@@ -143,6 +148,11 @@ def accept_terms(recipe: Recipe) -> dict[str, str]:
             raise UserError("the terms were not accepted, and nothing was sent.")
         accepted[name] = f"answered yes at the prompt ({link})"
     return accepted
+
+
+def keys_of(recipe: Recipe) -> dict[str, str | None]:
+    """The key of each teacher that is asked over HTTP, by what it is called. Raises UserError."""
+    return {teacher.called: read_key(teacher) for teacher in recipe.collect.teachers if teacher.provider != "local"}
 
 
 def open_sources(recipe: Recipe) -> list[Source]:
@@ -447,7 +457,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
         return take_file(recipe, inputs["file"], completions, failures)
     job, system = out.parent.name, system_message(recipe)
     terms = accept_terms(recipe)
-    keys = {teacher.called: read_key(teacher) for teacher in recipe.collect.teachers if teacher.provider != "local"}
+    keys = keys_of(recipe)
     sources = open_sources(recipe)
 
     def asks(source: Source) -> Iterator[list[Ask]]:

@@ -472,6 +472,24 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     return files
 
 
+def check(recipe: Recipe) -> None:
+    """Raises UserError if there are no held-out questions, or not the key of the judge."""
+    held_out(recipe)
+    if recipe.evaluate.judge:
+        collect.check(recipe.model_copy(update={"collect": recipe.judging(recipe.evaluate.judge)}))
+
+
+def held_out(recipe: Recipe) -> list[Question]:
+    """The questions, by id. Raises UserError if there are none."""
+    asked = sorted(questions.held_out(recipe), key=lambda question: question.id)
+    if not asked:
+        raise UserError(
+            f"there are no held-out questions for evaluate: data/{recipe.domain} has no facts and evaluate.questions "
+            'names no file. Give evaluate.questions a .jsonl file with {"prompt": ..., "answer": ...} lines.'
+        )
+    return asked
+
+
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     """Ask every model the held-out questions, measure it, and write predictions.parquet, scores.json, report.html and
     model_card.md.
@@ -479,12 +497,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     Returns {"outcomes", "questions", "note"}. Raises UserError if there are no held-out questions.
     """
     config = recipe.evaluate
-    asked = sorted(questions.held_out(recipe), key=lambda question: question.id)
-    if not asked:
-        raise UserError(
-            f"there are no held-out questions: data/{recipe.domain} has no facts and evaluate.questions names no file. "
-            'Give evaluate.questions a .jsonl file with {"prompt": ..., "answer": ...} lines.'
-        )
+    asked = held_out(recipe)
     run_folder = inputs["student"].parent.parent
     tasks = harness.load(config.harness) if config.harness else {}
     compared = unseen(recipe, inputs)

@@ -57,6 +57,14 @@ def sources(recipe: Recipe) -> dict[str, Path]:
     return found
 
 
+def check(recipe: Recipe) -> None:
+    """Raises UserError if the judge's key is not there."""
+    if recipe.filter_judge:
+        from pipeline.stages import collect
+
+        collect.check(recipe.model_copy(update={"collect": recipe.filter_judge}))
+
+
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 # Marks that carry a number's value stay: the point of 1513.1 and the minus of -5.
