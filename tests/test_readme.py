@@ -8,6 +8,7 @@ import yaml
 
 from pipeline import paths
 from pipeline.facts import read_facts
+from pipeline.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,6 +27,12 @@ def test_every_shipped_recipe_and_command_is_described():
         assert f"`{name}`" in README
     for name in ("run", "plan", "status", "show", "filter", "new-domain"):
         assert f"seqkd {name}" in README
+
+
+def test_its_recipe_is_one(tmp_path):
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "\ndomain:" in block)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert load_recipe(tmp_path / "mine.yaml").collect.teachers[0].model == "my-model"
 
 
 def test_the_number_of_facts_is_the_one_it_says():
