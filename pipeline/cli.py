@@ -104,7 +104,7 @@ def plan(
     set_: SetOption = None,
     data: DataOption = None,
 ) -> None:
-    """Say what would run, how many requests it would send and what they would cost. Sends nothing, writes nothing."""
+    """Say what would run, how many requests it would send and what they would cost. Sends nothing, runs nothing."""
     from rich.console import Console
     from rich.table import Table
 
@@ -117,7 +117,8 @@ def plan(
     stages = Table(title=f"plan of {folder.name}", title_justify="left")
     for column in ("stage", "state"):
         stages.add_column(column)
-    for stage, state in flow.plan(loaded, folder):
+    states = dict(flow.plan(loaded, folder))
+    for stage, state in states.items():
         stages.add_row(stage, state)
     requests = Table(title="requests (tokens and dollars: the most)", title_justify="left")
     for column in ("teacher", "provider", "requests", "tokens in", "tokens out", "US$"):
@@ -125,8 +126,13 @@ def plan(
         requests.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     prompts, completions = (flow.table_if_complete(folder, table) for table in ("prompts", "completions"))
     writers = generate.estimate(loaded, prompts)
-    lines = writers + collect.estimate(loaded, prompts) + filter_stage.estimate(loaded, prompts, completions)
-    for line in lines + evaluate.estimate(loaded):
+    lines = {
+        "generate": writers,
+        "collect": collect.estimate(loaded, prompts),
+        "filter": filter_stage.estimate(loaded, prompts, completions),
+        "evaluate": evaluate.estimate(loaded),
+    }
+    for line in (line for stage in lines if "complete" not in states[stage] for line in lines[stage]):
         usd = "no price" if line["usd"] is None else f"{line['usd']:,.2f}"
         requests.add_row(
             line["teacher"],
@@ -138,7 +144,8 @@ def plan(
         )
     console = Console()
     console.print(stages)
-    console.print(requests)
+    if requests.row_count:
+        console.print(requests)
     if loaded.generate.target_kept and not flow.table_if_complete(folder, "prompts"):
         wanted = loaded.generate.target_kept
         console.print(
@@ -197,15 +204,18 @@ def status(run: RunArgument, data: DataOption = None) -> None:
     table = Table(title=f"run {opened.name}", title_justify="left")
     for column in ("stage", "state", "time", "rows"):
         table.add_column(column, justify="right" if column == "time" else "left")
+    holder = flow.holder(opened.path)
     for stage in flow.STAGES:
         manifest = flow.read_manifest(opened.path, stage)
         if manifest:
             table.add_row(stage, "complete", f"{manifest['seconds']:.1f} s", flow.outcomes(manifest))
         else:
             begun = (opened.path / f".{stage}.partial").exists()
-            table.add_row(stage, "interrupted" if begun else "not run", "", "")
+            table.add_row(stage, ("running" if holder else "interrupted") if begun else "not run", "", "")
     console = Console()
     console.print(table)
+    if holder:
+        console.print(f"{holder} is at work on it.", highlight=False, soft_wrap=True)
     account = opened.account()
     if account:
         ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")

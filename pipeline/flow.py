@@ -68,6 +68,7 @@ _STORAGE = {
     errno.ENOSPC: "the disk is full. Free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up. Free some space and run the same command again",
     errno.EFBIG: "a file would be larger than is allowed. Raise the limit (`ulimit -f`), or give another --data",
+    errno.ENOTDIR: "a file is in the place of a folder. Choose another folder with --data",
     errno.EROFS: "the file system is read-only. Choose another folder with --data",
     errno.EACCES: "permission denied. Choose another folder with --data, or mend its permissions",
     errno.EPERM: "not permitted. Choose another folder with --data, or mend its permissions",
@@ -250,7 +251,7 @@ def plan(recipe: Recipe, run: Path) -> Iterator[tuple[str, str]]:
             continue
         ahead = True
         changed = finished and _difference(finished["basis"], basis)
-        yield stage, f"would stop: {changed}" if changed else _prospect(stage, recipe)
+        yield stage, f"would stop, without --force: {changed}" if changed else _prospect(stage, recipe)
 
 
 def _prospect(stage: str, recipe: Recipe) -> str:
@@ -310,7 +311,11 @@ def lock(run: Path) -> Iterator[None]:
         file = os.fdopen(os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.1)  # it may have been `holder`, looking
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BusyError(
                 f"the run {run.name} is in use by {file.read().strip() or 'another process'}. "
@@ -320,6 +325,19 @@ def lock(run: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}")
         file.flush()
         yield
+
+
+def holder(run: Path) -> str | None:
+    """Who is at work on a run: `process 123 since 2026-01-01T00:00:00+00:00`. None: nobody."""
+    try:
+        with (run / ".lock").open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "another process"
+    except (FileNotFoundError, PermissionError):
+        pass
+    return None
 
 
 @contextmanager

@@ -83,6 +83,8 @@ def find_recipe(name: str) -> Path:
         )
     if (RECIPES / f"{name}.yaml").is_file():
         return RECIPES / f"{name}.yaml"
+    if Path(f"{name}.yaml").is_file():
+        raise UserError(f"no recipe named '{name}' ships with seqkd. Yours is {name}.yaml: give it with its ending.")
     raise UserError(f"no recipe named '{name}'.{nearest(name, shipped_recipes())} A path to a .yaml file works too.")
 
 

@@ -925,11 +925,20 @@ def _message(path: Path, data: Any, lines: Lines, given: dict[tuple[str | int, .
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
         known = _fields_at(problem["loc"][:-1])
-        return f"{prefix}: there is no such key.{nearest(str(problem['loc'][-1]), known)}"
+        name = str(problem["loc"][-1])
+        homes = [section for section in known if name in _fields_at((section,))] if len(problem["loc"]) == 1 else []
+        if homes:
+            return f"{prefix}: belongs to {' or '.join(homes)}. Indent it below that."
+        return f"{prefix}: there is no such key.{nearest(name, known)}"
     if kind == "missing":
         return f"{prefix}: is missing. Add it."
     if kind == "literal_error":
         return f"{prefix}: {problem['input']!r} is not one of {context['expected']}."
+    if kind in ("model_type", "dict_type"):
+        found = "nothing" if problem["input"] is None else repr(problem["input"])
+        return f"{prefix}: expected lines `name: value` indented below it, found {found}."
+    if kind == "list_type":
+        return f"{prefix}: expected a list. Begin each of its entries with `- `."
     if kind == "value_error":
         said = str(context["error"])
         return f"{prefix}: {said}" if said.endswith("?") else f"{prefix}: {said}."

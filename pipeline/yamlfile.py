@@ -81,7 +81,10 @@ def parse_yaml(text: str, path: Path | str, strings: bool = False) -> tuple[Any,
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise RecipeError(f"{where(path, mark.line + 1 if mark else None)}: is not valid YAML: {problem}.") from None
+        raise RecipeError(
+            f"{where(path, mark.line + 1 if mark else None)}: is not valid YAML: {problem}. Look at the indentation, "
+            "colons and quotes there and just before."
+        ) from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:

@@ -140,6 +140,11 @@ def test_a_second_process_stops_at_the_lock(tiny, monkeypatch):
         second = seqkd("generate", "tiny.yaml", cwd=tiny)
         assert second.returncode == 2
         assert f"the run tiny is in use by process {os.getpid()} since" in second.stderr
+        (flow.run_folder("tiny") / ".generate.partial").mkdir()
+        told = seqkd("status", "tiny", cwd=tiny).stdout
+        assert "running" in told and f"process {os.getpid()} since" in told
+    told = seqkd("status", "tiny", cwd=tiny).stdout
+    assert "interrupted" in told and "process" not in told
     assert seqkd("generate", "tiny.yaml", cwd=tiny).returncode == 0
 
 
@@ -214,6 +219,8 @@ def test_the_errors_of_the_operating_system_that_a_user_can_mend():
         raise OSError(28, "No space left on device", "x")
     with pytest.raises(StorageError, match=r"larger than is allowed. Raise the limit"), flow.storage_errors():
         raise OSError(27, "File too large")  # under `ulimit -f`, as dedupe's own files
+    with pytest.raises(StorageError, match="a/runs: a file is in the place of a folder"), flow.storage_errors():
+        raise OSError(20, "Not a directory", "a/runs")  # --data with the name of a file
     with pytest.raises(OSError, match="nonsense"), flow.storage_errors():
         raise OSError(5, "nonsense")
     # safetensors and torch say it in words of their own.

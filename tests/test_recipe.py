@@ -69,7 +69,9 @@ def test_reads_and_overrides(recipe):
         ("domain: star_trek", "seed: 1", "r.yaml:1: domain: is missing. Add it."),
         (GOOD, "", "r.yaml: is empty or not a mapping"),
         (GOOD, "- a\n", "r.yaml: is empty or not a mapping"),
-        (GOOD, "domain: star_trek\ncollect: 3\n", "r.yaml:2: collect: "),
+        (GOOD, "domain: star_trek\ncollect: 3\n", "r.yaml:2: collect: expected lines `name: value` indented"),
+        (GOOD, "domain: x\ncollect:\nteachers:\n  - model: m\n", "r.yaml:3: teachers: belongs to collect. Indent it"),
+        (GOOD, "domain: x\ncollect: {teachers: {model: m}}\n", "r.yaml:2: collect.teachers: expected a list. Begin"),
     ],
 )
 def test_mistakes_name_file_line_and_field(recipe, old, new, said):
@@ -144,10 +146,13 @@ def test_a_wrong_override_is_named(recipe, override, said):
     assert said in str(error.value)
 
 
-def test_recipes_are_found_by_name_or_path(recipe):
+def test_recipes_are_found_by_name_or_path(recipe, monkeypatch):
     assert paths.find_recipe(str(recipe)) == recipe
     with pytest.raises(UserError, match="no recipe named 'quickstrat'. Did you mean 'quickstart'"):
         paths.find_recipe("quickstrat")
+    monkeypatch.chdir(recipe.parent)
+    with pytest.raises(UserError, match="no recipe named 'r' ships with seqkd. Yours is r.yaml"):
+        paths.find_recipe("r")
     with pytest.raises(UserError, match=r"no recipe file nowhere\.yaml"):
         paths.find_recipe("nowhere.yaml")
 

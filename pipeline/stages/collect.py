@@ -25,7 +25,7 @@ from pipeline.calls.budget import BATCH_SHARE, CHARACTERS_A_TOKEN, Budget, Rates
 from pipeline.calls.online import Asking, Call, Line, side_by_side
 from pipeline.calls.reply import Parsed, Problem, mend, output_shares, shares
 from pipeline.calls.samples import Ask, calls_of, missing, seed_of
-from pipeline.calls.store import Answer, GroupCommit, Received, Store, new_id, request_key
+from pipeline.calls.store import Answer, GroupCommit, Received, Store, default_path, new_id, request_key
 from pipeline.calls.transport import Endpoint
 from pipeline.errors import StopRun, UserError
 from pipeline.progress import progress, say
@@ -155,8 +155,8 @@ def keys_of(recipe: Recipe) -> dict[str, str | None]:
     return {teacher.called: read_key(teacher) for teacher in recipe.collect.teachers if teacher.provider != "local"}
 
 
-def open_sources(recipe: Recipe) -> list[Source]:
-    """The recipe's teachers with their shares of the prompts."""
+def open_sources(recipe: Recipe, *, remote: bool = False) -> list[Source]:
+    """The recipe's teachers with their shares of the prompts; remote: only those that are asked over HTTP."""
     teachers = recipe.collect.teachers
     total, edge, made = sum(teacher.weight for teacher in teachers), 0.0, []
     passage = None
@@ -167,6 +167,8 @@ def open_sources(recipe: Recipe) -> list[Source]:
         share = (int(low * ALL), ALL if teacher is teachers[-1] else int(edge * ALL))
         if recipe.collect.strategy == "all":
             share = (0, ALL)
+        if remote and teacher.provider == "local":
+            continue
         place = Path(local_teacher_folder(recipe, teacher) if teacher.provider == "local" else teacher.model)
         if teacher.provider in ("openai", "anthropic"):
             identity = "|".join(teacher.urls())
@@ -414,10 +416,9 @@ def rows_of(source: Source, asks: list[Ask], store: Store) -> tuple[list[Row], l
 
 
 def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]]:
-    """What collecting would take if nothing were stored: for each teacher {"teacher", "provider", "requests",
-    "input_tokens", "output_tokens" (the most), "usd" (the most; None without a price)}. `prompts`: the table, or None
-    while generate has not run; then its prompts are taken to have 200 characters each, and with target_kept every
-    second answer to be kept."""
+    """What collecting would take at the most: lines as of `estimated`. `prompts`: the table; of what is asked over HTTP
+    what the store has is then left out. None while generate has not run: its prompts are then taken to have 200
+    characters each, and with target_kept every second answer to be kept."""
     collect = recipe.collect
     if collect.file:
         return []
@@ -433,17 +434,34 @@ def estimate(recipe: Recipe, prompts: Path | None = None) -> list[dict[str, Any]
     else:
         count = recipe.prompts_expected
         characters = written.PROMPT * count
+    lacks = not_stored(recipe, prompts) if prompts and default_path().is_file() else {}
     lines = []
     for teacher in collect.teachers:
         share = 1.0 if collect.strategy == "all" else teacher.weight / total
         asked = round(count * share)
         requests = asked * -(-collect.samples // provider_of(teacher).SAMPLES_AT_ONCE)
-        input_tokens = round(
-            (characters / CHARACTERS_A_TOKEN * share + asked * (system + 8)) * requests / max(asked, 1)
-        )
-        output_tokens = asked * collect.samples * collect.sampling.max_tokens
-        lines.append(estimated(teacher, "", requests, input_tokens, output_tokens))
+        answers = asked * collect.samples
+        if teacher.called in lacks:
+            requests, answers = lacks[teacher.called]
+        input_tokens = round((characters / max(count, 1) / CHARACTERS_A_TOKEN + system + 8) * requests)
+        lines.append(estimated(teacher, "", requests, input_tokens, answers * collect.sampling.max_tokens))
     return lines
+
+
+def not_stored(recipe: Recipe, prompts: Path) -> dict[str, tuple[int, int]]:
+    """For each teacher that is asked over HTTP, how many requests and answers the store lacks."""
+    found, system = {}, system_message(recipe)
+    with Store() as store:
+        for source in open_sources(recipe, remote=True):
+            together, requests, answers = source.module.SAMPLES_AT_ONCE, 0, 0
+            for some in chunks(prompts):
+                asks = asks_of(recipe, source, some, system)
+                known = store.known([ask.key for ask in asks])
+                lack = Counter(ask.prompt_id for ask in asks if ask.key not in known)
+                requests += sum(-(-samples // together) for samples in lack.values())
+                answers += lack.total()
+            found[source.teacher.called] = requests, answers
+    return found
 
 
 def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:

@@ -325,6 +325,18 @@ def test_an_estimate_before_and_after_generate(folder):
     assert line["usd"] is None
 
 
+def test_an_estimate_leaves_out_what_the_store_has(folder):
+    prompts = write_prompts(folder / "prompts.parquet", 10)
+    with running() as server:
+        run(recipe(server.url, samples=2), prompts)
+        (line,) = collect.estimate(recipe(server.url, samples=2), prompts)
+        assert (line["requests"], line["input_tokens"], line["output_tokens"]) == (0, 0, 0)
+        (line,) = collect.estimate(recipe(server.url, samples=3), prompts)
+        assert (line["requests"], line["output_tokens"]) == (10, 10 * 512)
+        (line,) = collect.estimate(recipe(server.url, samples=2), write_prompts(folder / "more.parquet", 12))
+        assert (line["requests"], line["output_tokens"]) == (2, 2 * 2 * 512)
+
+
 def test_a_server_is_started_only_for_what_the_store_lacks(folder):
     python = folder / "env" / "bin" / "python"
     python.parent.mkdir(parents=True)
