@@ -62,7 +62,8 @@ def _lines(label: str, total: int, unit: str) -> Callable[[int], None]:
             return
         last = now
         rate = done / (now - started)
+        pace = f"{1 / rate:,.0f} s each" if 0 < rate < 0.5 else f"{rate:,.1f} a second"
         left = f", {(total - done) / rate:,.0f} s left" if rate and total > done else ""
-        say(f"  {label}: {done:,} of {total:,} {unit}, {rate:,.1f} a second{left}")
+        say(f"  {label}: {done:,} of {total:,} {unit}, {pace}{left}")
 
     return advance

@@ -60,8 +60,9 @@ def _print_rows(console: Any, title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         for key, value in row.items():
             if value is not None and not (isinstance(value, float) and value != value):
-                # Text, not markup: what a model wrote must not be read as styles.
-                console.print(Text.assemble((f"{key}: ", "bold cyan"), _readable(value)))
+                # Text, not markup: what a model wrote must not be read as styles. Not broken into lines in a pipe.
+                cell = Text.assemble((f"{key}: ", "bold cyan"), _readable(value))
+                console.print(cell, soft_wrap=not console.is_terminal)
         console.print()
 
 

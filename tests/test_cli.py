@@ -73,6 +73,12 @@ def test_a_missing_prompts_file(tiny):
     refused(seqkd("generate", "tiny.yaml", "--set", "generate.file=none.jsonl", cwd=tiny), "none.jsonl")
 
 
+def test_prompts_that_are_all_held_out_are_called_so(tiny):
+    (tiny / "mine.jsonl").write_text('{"prompt": "How far is it from here to the second moon of Mars?"}\n')
+    both = ("--set", "generate.file=mine.jsonl", "--set", "evaluate.questions=mine.jsonl")
+    refused(seqkd("generate", "tiny.yaml", *both, cwd=tiny), "held_out 1", "They repeat held-out questions")
+
+
 def test_what_a_later_stage_lacks_is_missed_before_the_first_one_runs(tiny):
     (tiny / "mine.jsonl").write_text('{"prompt": "Who is it?", "completion": "It is I."}\n')
     (tiny / "mine.yaml").write_text("domain: none\ncollect: {file: mine.jsonl}\ntrain: {student: nowhere}\n")

@@ -68,6 +68,8 @@ def test_show_prints_rows(finished, run):
     assert told.returncode == 0, told.stderr
     assert "rejected: 2 of" in told.stdout and "agreement" in told.stdout
     assert "capital" in seqkd("show", "tiny", cwd=finished).stdout
+    narrow = seqkd("show", "tiny", "train", cwd=finished, env=os.environ | {"COLUMNS": "20"}).stdout
+    assert run.train["prompt"][0][0]["content"] in narrow, "a pipe gets whole lines"
     prompt = run.prompts["id"][0]
     assert "ended: " in seqkd("show", "tiny", "--prompt", prompt[:10], cwd=finished).stdout
     wrong = seqkd("show", "tiny", "fliter", cwd=finished)

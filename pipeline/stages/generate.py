@@ -530,8 +530,7 @@ def run(recipe: Recipe, inputs: dict[str, Path], out: Path) -> dict[str, Any]:
     taken, left_out, notes, kept = choose(recipe, inputs, out, taxonomy, used)
     reasons = dict(sorted(left_out.items()))
     if not taken:
-        said = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "there were no candidates"
-        raise UserError(f"generate: not one prompt came out ({said}). Add templates, entities, facts or a larger file.")
+        raise UserError(_nothing_came_out(reasons, bool(recipe.writers)))
     table = pa.Table.from_pylist([taken[key] for key in sorted(taken)], schema=PROMPTS)
     write_table(out / "prompts.parquet", PROMPTS, table)
     counts: dict[str, Any] = {
@@ -566,6 +565,16 @@ def _lead_ins(path: Path) -> list[str]:
     if not lead_ins:
         raise RecipeError(f"{path}: lead_ins: is missing, and generate.questions.lead_ins asks for them. Add a list.")
     return lead_ins
+
+
+def _nothing_came_out(reasons: dict[str, int], written: bool) -> str:
+    said = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items()) or "there were no candidates"
+    advice = "Add templates, entities, facts or a larger file."
+    if max(reasons, key=reasons.__getitem__, default="") == "held_out":
+        advice = "They repeat held-out questions: make other prompts, or hold out other questions (evaluate.questions)."
+    elif written:
+        advice = "Look at what the teachers wrote (`seqkd cache export FILE`), then change the template or the teacher."
+    return f"generate: not one prompt came out ({said}). {advice}"
 
 
 if __name__ == "__main__":
