@@ -229,8 +229,8 @@ class Asking:
     def _stop(self, detail: str) -> None:
         self.halt.append(
             StopRun(
-                f"{self.line.name} ({self.line.provider}): {detail} What was answered is stored; the same command goes "
-                "on from there."
+                f"{self.line.name} ({self.line.provider}): {detail.rstrip('.')}. What was answered is stored; the same "
+                "command goes on from there."
             )
         )
 
