@@ -92,10 +92,10 @@ def read_manifest(run: Path, stage: str) -> Manifest | None:
     path = run / stage / "manifest.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Make the stage again with --from {stage}.") from None
+        raise UserError(f"{path}: cannot be read ({error}). Remove {run / stage} and run it again.") from None
 
 
 def run_stages(

@@ -134,6 +134,16 @@ def test_a_file_that_was_changed_since_its_stage_is_named(finished, tmp_path, da
     assert bytes_of(folder) == bytes_of(finished)
 
 
+def test_a_damaged_manifest_is_mended_as_the_message_says(tiny):
+    assert seqkd("generate", "tiny.yaml", cwd=tiny).returncode == 0
+    stage = tiny / "data" / "runs" / "tiny" / "generate"
+    (stage / "manifest.json").write_text('{"stage": "gen')
+    done = seqkd("generate", "tiny.yaml", cwd=tiny)
+    assert done.returncode == 2 and "Remove data/runs/tiny/generate and run it again." in done.stderr
+    shutil.rmtree(stage)
+    assert seqkd("generate", "tiny.yaml", cwd=tiny).returncode == 0
+
+
 def test_a_second_process_stops_at_the_lock(tiny, monkeypatch):
     monkeypatch.chdir(tiny)
     with flow.lock(flow.run_folder("tiny")):
