@@ -497,21 +497,19 @@ def _example(row: Row) -> str:
 
 
 _PATH = re.compile(r"(?<![\w:/.])(?:~|\.{0,2})(?:/[^\s/'\"]+){2,}/?")
-_SECRET = re.compile(r"hub_token|api_?key|secret|password|authorization", re.IGNORECASE)
-_KEY = re.compile(r"\b(?:sk|hf|pk|key)[-_][A-Za-z0-9_-]{16,}")
 
 
 def public(value: Any) -> Any:
-    """A part of a recipe as it may be shown to anybody: paths cut to their last part; base_url and what is called a key
-    left out; what looks like one replaced."""
+    """A part of a recipe as it may be shown to anybody: without keys and addresses, paths cut to their last part."""
     if isinstance(value, Mapping):
-        shown = {name: part for name, part in value.items() if name != "base_url" and not _SECRET.search(str(name))}
-        return {public(name): public(part) for name, part in shown.items()}
+        told = {name: part for name, part in value.items() if name not in ("base_url", "api_key_env")}
+        return {public(name): public(part) for name, part in report.without_keys(told).items()}
     if isinstance(value, list):
         return [public(part) for part in value]
     if not isinstance(value, str):
         return value
-    if re.match(r"[~/]|\.{1,2}/|[A-Za-z]:\\", value) and "\n" not in value:
+    # One that begins with a name has two slashes at least: with one it may be a hub id.
+    if re.match(r"[~/]|\.{1,2}/|[A-Za-z]:\\|[\w.-]+(/[\w.-]+){2,}/?$", value) and "\n" not in value:
         value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     value = _PATH.sub(lambda found: found[0].rstrip("/").rsplit("/", 1)[-1], value)
-    return _KEY.sub("(left out)", value)
+    return report.without_keys(value)

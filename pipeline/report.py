@@ -8,7 +8,8 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -330,6 +331,20 @@ def said_of(aim: dict[str, Any]) -> str:
     return percent(aim["value"]) + (f"; 95% interval {ends}" if ends else "")
 
 
+_SECRET = re.compile(r"hub_token|api_?key|secret|password|authorization", re.IGNORECASE)
+_KEY = re.compile(r"\b(?:sk|hf|pk|key)[-_][A-Za-z0-9_-]{16,}")
+
+
+def without_keys(value: Any) -> Any:
+    """A part of a recipe without what is called a key; what looks like one is replaced."""
+    if isinstance(value, Mapping):
+        told = {name: part for name, part in value.items() if name == "api_key_env" or not _SECRET.search(str(name))}
+        return {without_keys(name): without_keys(part) for name, part in told.items()}
+    if isinstance(value, list):
+        return [without_keys(part) for part in value]
+    return _KEY.sub("(left out)", value) if isinstance(value, str) else value
+
+
 # --- what the page shows ---------------------------------------------------------------------------------------------
 
 
@@ -393,7 +408,7 @@ def build(run: Path, recipe: Recipe, scores: dict[str, Any], predictions: list[R
         coverage=coverage_of(manifests["generate"]["counts"]["coverage"]) if _has_coverage(manifests) else [],
         facets=facet_bars(manifests["generate"]["counts"]["coverage"]) if _has_coverage(manifests) else [],
         target=manifests.get("generate", {}).get("counts", {}).get("target"),
-        recipe=json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        recipe=json.dumps(without_keys(recipe.model_dump(mode="json")), indent=2, ensure_ascii=False),
     )
 
 

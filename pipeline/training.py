@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -181,6 +182,10 @@ def save(trainer: Any, student: Any, tokenizer: Any, config: Train, out: Path) -
     model.generation_config.do_sample = False
     model.save_pretrained(out, safe_serialization=True, **({"state_dict": state} if state else {}))
     tokenizer.save_pretrained(out)
+    for weights in (*out.glob("*.safetensors"), *(out.parent / "adapter").glob("*.safetensors")):
+        shutil.copymode(
+            out / "config.json", weights
+        )  # safetensors lets nobody else read its files, so no server either
 
 
 def _whole(model: Any, student: Any, config: Train, state: Mapping[str, Any]) -> Any:

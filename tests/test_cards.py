@@ -310,6 +310,7 @@ def test_nothing_of_this_machine_and_no_key():
         "extra": {"API_KEY": "abc", "user": KEY, "text": "either/or and https://example.com/a/b stay"},
         "criteria": "It must\nname /home/me/notes/file.txt.",
         "student": "meta-llama/Llama-3.2-1B",
+        "tokenizer": "models/acme/llama",
     }  # fmt: skip
     shown = cards.public(recipe)
     text = json.dumps(shown)
@@ -318,4 +319,4 @@ def test_nothing_of_this_machine_and_no_key():
     assert shown["teachers"][0]["model"] == "llama" and shown["sft"]["logging_dir"] == "x"
     assert shown["teachers"][0]["serve"]["args"] == ["--chat-template=x.jinja", "--tokenizer", "tok"]
     assert shown["extra"]["text"] == recipe["extra"]["text"] and shown["student"] == recipe["student"]
-    assert shown["sft"]["max_tokens"] == 5 and "file.txt" in shown["criteria"]
+    assert shown["tokenizer"] == "llama" and shown["sft"]["max_tokens"] == 5 and "file.txt" in shown["criteria"]

@@ -163,7 +163,13 @@ def run(tmp_path) -> Path:
     return folder
 
 
-RECIPE = Recipe.model_validate({"domain": "toy", "collect": {"teachers": [{"provider": "local", "model": HOSTILE[1]}]}})
+RECIPE = Recipe.model_validate(
+    {
+        "domain": "toy",
+        "collect": {"teachers": [{"provider": "local", "model": HOSTILE[1]}]},
+        "train": {"sft": {"hub_token": "abc-def", "run_name": "hf_" + 20 * "x", "max_steps": 5}},
+    }
+)
 
 
 def page_of(run: Path, scores: dict, rows: list[dict]) -> str:
@@ -223,6 +229,7 @@ def test_page_tells_the_whole_story(run):
     assert "collect 12.5 s 20.1 s 1,234 567 $0.25" in said and "together 1 min 15 s 1,334 617 $0.30" in said
     assert "compared all 64 rows" in page and "withheld 0 rows" in page and "from one seed" in page
     assert page == page_of(run, scores_of(**ALL), predictions())  # the same bytes
+    assert "&#34;max_steps&#34;: 5" in page and "abc-def" not in page and "hf_x" not in page
 
 
 def test_long_training_is_thinned():

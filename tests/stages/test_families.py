@@ -147,6 +147,8 @@ def same_when_loaded(model: Any, tokenizer: Any, folder: Path) -> None:
     with torch.no_grad():
         before, after = (one.eval()(ids.to(one.device)).logits for one in (model, loaded))
     assert torch.equal(before, after)
+    # A server may be another user.
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(folder / "config.json").stat().st_mode}
 
 
 def same_as_adapter(merged: Path, adapter: Path, base: Path) -> None:
