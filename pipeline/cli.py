@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,7 @@ def run(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="Make this stage and those after it anew.")
     ] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="STAGE", help="End after this stage.")] = None,
     set_: SetOption = None,
     force: ForceOption = False,
     data: DataOption = None,
@@ -70,11 +72,15 @@ def run(
     from pipeline.errors import UserError, nearest
 
     _use_data(data)
-    if from_ is not None and from_ not in flow.STAGES:
-        raise UserError(f"--from {from_}: there is no such stage.{nearest(from_, flow.STAGES)}")
+    for option, stage in (("--from", from_), ("--to", to)):
+        if stage is not None and stage not in flow.STAGES:
+            raise UserError(f"{option} {stage}: there is no such stage.{nearest(stage, flow.STAGES)}")
+    stages = flow.STAGES[: flow.STAGES.index(to or flow.STAGES[-1]) + 1]
+    if from_ and from_ not in stages:
+        raise UserError(f"--from {from_} comes after --to {to}. Leave one of them out.")
     loaded, folder = _load(recipe, set_, run)
-    flow.run_stages(loaded, folder, again=from_, force=force)
-    _print_result(folder)
+    flow.run_stages(loaded, folder, stages, again=from_, force=force)
+    _print_result(folder, stages)
 
 
 def _stage_command(stage: str) -> None:
@@ -349,7 +355,7 @@ def cache_prune(
     typer.echo(f"{gone:,} answers deleted")
 
 
-def _print_result(folder: Path) -> None:
+def _print_result(folder: Path, stages: Sequence[str]) -> None:
     """The comparison, the account and where to look, at the end of `seqkd run`."""
     from rich.console import Console
 
@@ -359,16 +365,14 @@ def _print_result(folder: Path) -> None:
 
     console = Console()
     opened = Run(folder)
-    console.print(terminal_table(opened.scores_json))
-    account = opened.account()
-    ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
-    console.print(f"{account['asked']:,} asked = {ends}", highlight=False, soft_wrap=True)
-    seconds = sum(manifest["seconds"] for stage in flow.STAGES if (manifest := flow.read_manifest(folder, stage)))
-    console.print(
-        f"The stages took {seconds:,.0f} s. Report: {folder / 'evaluate' / 'report.html'}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if "evaluate" in stages:
+        console.print(terminal_table(opened.scores_json))
+    if account := opened.account():
+        ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
+        console.print(f"{account['asked']:,} asked = {ends}", highlight=False, soft_wrap=True)
+    seconds = sum(manifest["seconds"] for stage in stages if (manifest := flow.read_manifest(folder, stage)))
+    made = f"Report: {folder / 'evaluate' / 'report.html'}" if "evaluate" in stages else f"See {folder / stages[-1]}"
+    console.print(f"The stages took {seconds:,.0f} s. {made}", highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

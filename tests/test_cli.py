@@ -40,10 +40,22 @@ def test_mistakes_on_the_command_line(tiny):
     refused(seqkd("rnu", cwd=tiny), "No such command 'rnu'. Did you mean 'run'?")
     refused(seqkd("run", "quickstrat", cwd=tiny), "no recipe named 'quickstrat'. Did you mean 'quickstart'?")
     refused(seqkd("run", "tiny.yaml", "--from", "trian", cwd=tiny), "Did you mean 'train'?")
+    refused(seqkd("run", "tiny.yaml", "--to", "evalute", cwd=tiny), "Did you mean 'evaluate'?")
+    refused(seqkd("run", "tiny.yaml", "--from", "train", "--to", "filter", cwd=tiny), "comes after --to filter")
     refused(seqkd("run", "tiny.yaml", "--set", "generate.cuont=3", cwd=tiny), "Did you mean 'count'?")
     refused(seqkd("run", "tiny.yaml", "--run", "../x", cwd=tiny), "a run's name")
     refused(seqkd("run", "tiny.yaml", "--set", "domain=nowhere", cwd=tiny), "no folder", "nowhere")
     refused(seqkd("status", "nothing", cwd=tiny), "there is no run 'nothing'")
+
+
+def test_a_run_may_end_after_a_stage(tiny, finished, tmp_path):
+    done = seqkd("run", "tiny.yaml", "--to", "generate", cwd=tiny)
+    assert done.returncode == 0 and "data/runs/tiny/generate" in done.stdout
+    assert not (tiny / "data/runs/tiny/collect").exists()
+    shutil.copytree(finished, tmp_path / "whole")
+    done = seqkd("run", "tiny.yaml", "--to", "dedupe", "--from", "filter", cwd=tmp_path / "whole")
+    assert done.returncode == 0 and "144 asked = " in done.stdout and "accuracy" not in done.stdout
+    assert "assemble" not in done.stderr
 
 
 def test_a_template_with_an_undefined_name(tiny):
