@@ -166,7 +166,7 @@ def _changes(base: Recipe, methods: Sequence[str], seed: int, run: Path) -> dict
             # A student that cannot answer yet has nothing to be scored: as in the paper, it begins where the first
             # method ended.
             student = _folder(run, "best_of", seed) / "train" / "student"
-            found[method].append(f"train.student={json.dumps(str(student))}")
+            found[method] += [f"train.student={json.dumps(str(student))}", "train.tokenizer=null"]
         found[method] += special.get(method, [])
     return found
 

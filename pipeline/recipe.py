@@ -679,6 +679,12 @@ class Train(Section):
             raise ValueError("quantize goes with lora and with a student that has weights; add lora: {r: 16}")
         return self
 
+    @model_validator(mode="after")
+    def _own_tokenizer(self) -> "Train":
+        if self.tokenizer and isinstance(self.student, str):
+            raise ValueError(f"tokenizer: {self.student} brings its own; remove it, or give the student as a config")
+        return self
+
 
 class EvaluateJudge(Judge):
     """The judge of evaluate: whether the student's answer to a held-out question is better than the teacher's."""

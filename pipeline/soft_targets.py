@@ -112,10 +112,11 @@ def from_teacher(tokens: Tokens, rows: Sequence[Mapping[str, Any]], teacher: Loa
     return Targets(columns, covered, total)
 
 
-def from_stored(tokens: Tokens, rows: Sequence[Mapping[str, Any]]) -> Targets:
+def from_stored(tokens: Tokens, rows: Sequence[Mapping[str, Any]], *, needed: bool) -> Targets:
     """For each row the likeliest tokens at each place of its completion, as far as the stored tokens are the row's.
 
-    rows: with `logprobs` as in records.COMPLETIONS. Raises UserError if no row has stored likeliest tokens with ids.
+    rows: with `logprobs` as in records.COMPLETIONS. needed: raise UserError if no row has stored likeliest tokens with
+    ids.
     """
     found = []
     for row, number, start in zip(tokens.rows, tokens.source, tokens.start, strict=True):
@@ -125,13 +126,13 @@ def from_stored(tokens: Tokens, rows: Sequence[Mapping[str, Any]]) -> Targets:
         ids = [entry["id"] for entry in stored[:usable]]
         found.append(stored[: common_prefix(ids, row["input_ids"][start:])])
     sizes = [len(_tops(entry)) for stored in found for entry in stored]
-    if not sizes:
+    if needed and not sizes:
         raise UserError(
             "train.logits.source: stored: no row has stored likeliest tokens that are tokens of the student. Set "
             "collect.sampling: {logprobs: true, top_logprobs: 20} and ask a local or vllm teacher, which give token "
             "ids, or use `train.method: sft`."
         )
-    k = min(sizes)  # a server may add the chosen token to the k likeliest ones
+    k = min(sizes, default=0)  # a server may add the chosen token to the k likeliest ones
     columns: dict[str, list[Any]] = {"soft": [], "top_ids": [], "top_logprobs": []}
     for row, start, stored in zip(tokens.rows, tokens.start, found, strict=True):
         columns["soft"].append(_marks(len(row["input_ids"]), range(start, start + len(stored))))

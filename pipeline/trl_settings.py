@@ -151,6 +151,8 @@ def lora_config(lora: Mapping[str, Any] | None) -> Any:
     for key in lora:
         if key not in known:
             raise UserError(f"train.lora.{key}: peft.LoraConfig has no such setting.{nearest(key, known)}")
+        if key == "inference_mode" and lora[key]:
+            raise UserError("train.lora.inference_mode: nothing would be trained. Remove it.")
     _check_types("train.lora", lora, LoraConfig)
     try:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **lora})

@@ -146,6 +146,11 @@ def test_a_wrong_override_is_named(recipe, override, said):
     assert said in str(error.value)
 
 
+def test_a_tokenizer_that_nobody_would_read_is_refused(recipe):
+    with pytest.raises(RecipeError, match="train: tokenizer: org/small brings its own"):
+        load_recipe(recipe, ["train={student: org/small, tokenizer: teacher}"])
+
+
 def test_recipes_are_found_by_name_or_path(recipe, monkeypatch):
     assert paths.find_recipe(str(recipe)) == recipe
     with pytest.raises(UserError, match="no recipe named 'quickstrat'. Did you mean 'quickstart'"):
@@ -172,7 +177,7 @@ def test_operational_fields_do_not_determine_a_result(recipe):
 def test_a_tilde_is_the_home_folder_in_every_place_that_may_be_one(recipe, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     more = [
-        "train={student: ~/a, tokenizer: ~/a, chat_template: ~/a, teacher: ~/a, method: logits}",
+        "train={student: ~/a, chat_template: ~/a, teacher: ~/a, method: logits}",
         "collect={teachers: [{provider: local, model: ~/a}, {provider: vllm, model: m, serve: {environment: ~/a}}]}",
         "filter={reward: {model: ~/a}, ifd: {model: ~/a}, pii: flag, presidio: {model: ~/a}, judge: {teacher: ~/a}}",
         "generate={methods: {documents: 1}, documents: {files: [~/a/**/*.md]}}",
@@ -185,5 +190,5 @@ def test_a_tilde_is_the_home_folder_in_every_place_that_may_be_one(recipe, monke
     answers = load_recipe(recipe, ["collect={file: ~/b.jsonl}", "generate=null"])
     assert str(answers.collect.file) == str(answers.generate.file) == "/home/me/b.jsonl"
     # Of a hub id, of what only looks like a home folder, and of a user who is not there, nothing is changed.
-    kept = load_recipe(recipe, ["train.student=a/~b", "train.tokenizer=~nobody-of-that-name/a"])
-    assert (kept.train.student, kept.train.tokenizer) == ("a/~b", "~nobody-of-that-name/a")
+    kept = load_recipe(recipe, ["train.student=a/~b", "train.teacher=~nobody-of-that-name/a"])
+    assert (kept.train.student, kept.train.teacher) == ("a/~b", "~nobody-of-that-name/a")

@@ -126,12 +126,14 @@ def test_stored_tokens_count_as_far_as_they_are_the_rows_own() -> None:
     stored[1][1] = entry(299, [(299, -0.1), (7, -3.0)])  # from here on another text; and only two tokens known
     stored[2] = []
     rows = [{**row, "logprobs": logprobs} for row, logprobs in zip(ROWS, stored, strict=False)]
-    targets = from_stored(tokens, rows)
+    targets = from_stored(tokens, rows, needed=True)
     assert targets.covered == len(said[0]) + 1 and targets.tokens == sum(map(len, said))
     assert [sum(marks) for marks in targets.columns["soft"]] == [len(said[0]), 1, 0]
     assert targets.columns["top_ids"][0][0] == [said[0][0], 7, 9] and targets.columns["top_ids"][2] == []
     with pytest.raises(UserError, match="top_logprobs: 20"):
-        from_stored(tokens, [{**row, "logprobs": None} for row in ROWS[:3]])
+        from_stored(tokens, [{**row, "logprobs": None} for row in ROWS[:3]], needed=True)
+    # Rows of the validation may have none.
+    assert from_stored(tokens, [{**row, "logprobs": None} for row in ROWS[:3]], needed=False).covered == 0
 
 
 def test_padding_is_cut_from_the_teacher() -> None:

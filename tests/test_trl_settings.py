@@ -71,6 +71,10 @@ def test_wrong_lora_settings_are_named(tmp_path: Path) -> None:
     for wrong in ({"r": "x"}, {"modules_to_save": "lm_head"}, {"rank_pattern": "x"}, {"bias": "nope"}):
         with pytest.raises(UserError, match=f"train.lora.{next(iter(wrong))}: .*: input should be"):
             lora_config(wrong)
+    with pytest.raises(UserError, match=r"train\.lora\.inference_mode: nothing would be trained"):
+        lora_config({"inference_mode": True})
+    with pytest.raises(UserError, match=r"train\.lora: peft reads a name there as a pattern"):
+        run(tmp_path, config={"lora": {"target_modules": "q_proj("}})
     with pytest.raises(UserError, match=r"train\.lora\.lora_bias: .* could not be merged"):
         run(tmp_path, config={"lora": {"lora_bias": True}})
     assert lora_config({"init_lora_weights": "pissa_niter_4"}).init_lora_weights == "pissa_niter_4"

@@ -10,6 +10,7 @@ recorded, from checkpoints to the saved folder, is in pipeline/training.py.
 import inspect
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ def logits(job: Job) -> Prepared:
             datasets.append(None)
             continue
         if settings.source == "stored":
-            targets = soft_targets.from_stored(tokens, rows)
+            targets = soft_targets.from_stored(tokens, rows, needed=not counts)
         else:
             assert job.teacher
             asked = [{**row, "prompt": [*job.system, *row["prompt"]]} for row in rows]
@@ -172,8 +173,10 @@ def _made(trainer: Any, job: Job, **data: Any) -> Any:
     peft = {"peft_config": trl_settings.lora_config(job.config.lora)}
     try:
         made = trainer(model=job.student, args=job.args, processing_class=job.tokenizer, **peft, **data)
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (ValueError, ImportError, RuntimeError, re.error) as error:
         text = str(error)
+        if isinstance(error, re.error):
+            raise UserError(f"train.lora: peft reads a name there as a pattern, and it is none: {text}.") from error
         if "Callback requires" in text:
             if "TensorBoard" in text:  # it would need a package that it does not name, or another PyTorch
                 text = "what writes TensorBoard's files is not installed. Run `pip install 'seqkd[tensorboard]'`."
