@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Test files run side by side, one a core: most wait for servers and processes that they have killed.
 SIDE_BY_SIDE := -n logical --maxprocesses 4
+# Beside the tests that share a quickstart: those that spend their time on an installation of their own.
+OWN := tests/integration/test_vllm.py tests/integration/test_wheel.py tests/integration/test_extras.py
 
 .PHONY: quickstart test lint format integration clean
 
@@ -26,9 +28,10 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# A process a file: they wait for one another's quickstart, and for installations.
 integration: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 6 --dist loadfile tests/integration
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q $(OWN) & own=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/integration $(OWN:%=--ignore=%); others=$$?; \
+	wait $$own && exit $$others
 
 # torch is named in the same command as everything that needs it, so that nothing pulls in another build first.
 .venv/installed: pyproject.toml constraints.txt

@@ -24,7 +24,7 @@ sys.exit(run.state != "success")
 """
 
 
-@pytest.fixture(scope="session")  # so that it is made before, or while, another process runs the quickstart
+@pytest.fixture(scope="module")
 def airflow(tmp_path_factory):
     """(python of the Airflow environment, its variables): a migrated database in a temporary home."""
     python = make_environment("airflow") / "bin" / "python"

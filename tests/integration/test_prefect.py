@@ -22,7 +22,7 @@ print("FLOW SUCCEEDED")
 """
 
 
-@pytest.fixture(scope="session")  # so that it is made before, or while, another process runs the quickstart
+@pytest.fixture(scope="module")
 def prefect(tmp_path_factory):
     """(python of the Prefect environment, its variables)."""
     python = make_environment("prefect") / "bin" / "python"
