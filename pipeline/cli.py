@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,14 +131,14 @@ def plan(
         words = column in ("teacher", "provider")
         requests.add_column(column, justify="left" if words else "right", overflow="fold" if words else "ellipsis")
     prompts, completions = (flow.table_if_complete(folder, table) for table in ("prompts", "completions"))
-    writers = generate.estimate(loaded, prompts)
-    lines = {
-        "generate": writers,
-        "collect": collect.estimate(loaded, prompts),
-        "filter": filter_stage.estimate(loaded, prompts, completions),
-        "evaluate": evaluate.estimate(loaded),
+    estimates: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "generate": lambda: generate.estimate(loaded, prompts),
+        "collect": lambda: collect.estimate(loaded, prompts),  # looks up every answer in the store
+        "filter": lambda: filter_stage.estimate(loaded, prompts, completions),
+        "evaluate": lambda: evaluate.estimate(loaded),
     }
-    for line in (line for stage in lines if "complete" not in states[stage] for line in lines[stage]):
+    lines = {stage: estimate() for stage, estimate in estimates.items() if not states[stage].startswith("complete")}
+    for line in (line for stage in lines.values() for line in stage):
         usd = "no price" if line["usd"] is None else f"{line['usd']:,.2f}"
         requests.add_row(
             line["teacher"],
@@ -158,7 +158,7 @@ def plan(
             f"generate asks in rounds until {wanted:,} rows are kept, at most {loaded.generate.max_rounds}: "
             f"{loaded.rows_to_prompts(wanted):,} prompts if every answer is kept; half of them are reckoned with."
         )
-    if writers:
+    if lines.get("generate"):
         console.print(
             "generate's requests are those of its first time of asking. What comes back unusable, or is not new, it "
             "asks for again, at most seven times a quarter as many."
@@ -222,10 +222,7 @@ def status(run: RunArgument, data: DataOption = None) -> None:
     console.print(table)
     if holder:
         console.print(f"{holder} is at work on it.", highlight=False, soft_wrap=True)
-    account = opened.account()
-    if account:
-        ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
-        console.print(f"{account['asked']:,} asked = {ends}", highlight=False, soft_wrap=True)
+    _print_account(console, opened)
 
 
 @app.command()
@@ -367,12 +364,17 @@ def _print_result(folder: Path, stages: Sequence[str]) -> None:
     opened = Run(folder)
     if "evaluate" in stages:
         console.print(terminal_table(opened.scores_json))
-    if account := opened.account():
-        ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
-        console.print(f"{account['asked']:,} asked = {ends}", highlight=False, soft_wrap=True)
+    _print_account(console, opened)
     seconds = sum(manifest["seconds"] for stage in stages if (manifest := flow.read_manifest(folder, stage)))
     made = f"Report: {folder / 'evaluate' / 'report.html'}" if "evaluate" in stages else f"See {folder / stages[-1]}"
     console.print(f"The stages took {seconds:,.0f} s. {made}", highlight=False, soft_wrap=True)
+
+
+def _print_account(console: Any, run: Any) -> None:
+    """Where every prompt x sample of a runs.Run ended, as far as it has gone."""
+    if account := run.account():
+        ends = " + ".join(f"{rows:,} {end}" for end, rows in account.items() if end != "asked")
+        console.print(f"{account['asked']:,} asked = {ends}", highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

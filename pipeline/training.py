@@ -35,8 +35,10 @@ def run(trainer: Any, config: Train, out: Path, checkpoints: Path, log: Log) -> 
     from safetensors import SafetensorError
     from transformers import EarlyStoppingCallback, PrinterCallback
 
+    section = trl_settings.section(config)
+
     def diverged(step: int) -> DivergedError:
-        return _diverged(step, trl_settings.section(config), last_checkpoint(checkpoints))
+        return _diverged(step, section, last_checkpoint(checkpoints))
 
     if trainer.is_deepspeed_enabled:  # or ZeRO-3 refuses to say its weights, when all the work is done
         zero = trainer.accelerator.state.deepspeed_plugin.hf_ds_config.config.setdefault("zero_optimization", {})
@@ -46,21 +48,15 @@ def run(trainer: Any, config: Train, out: Path, checkpoints: Path, log: Log) -> 
     if config.early_stopping:
         stopping = config.early_stopping
         trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
-    by_time = "save_strategy" not in getattr(config, trl_settings.section(config)) and not config.early_stopping
+    by_time = "save_strategy" not in getattr(config, section) and not config.early_stopping
     # In this order: what is not finite ends the training before it is sealed as a checkpoint.
-    stepped: list[int] = []
-
-    def noted(event: Mapping[str, Any]) -> None:
-        stepped[:] = [event["step"]]
-        log(event)
-
-    trainer.add_callback(_watch(noted, out / "metrics.jsonl", trainer.accelerator.is_main_process, diverged))
+    trainer.add_callback(_watch(log, out / "metrics.jsonl", trainer.accelerator.is_main_process, diverged))
     trainer.add_callback(saving(by_time, trainer.accelerator))
     with trainer.accelerator.main_process_first():
         resume = last_checkpoint(checkpoints)
         out.mkdir(parents=True, exist_ok=True)
         checkpoints.mkdir(parents=True, exist_ok=True)
-    field = trl_settings.section(config)
+    begun = int(resume.name.split("-")[1]) if resume else None
     try:
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except SafetensorError:
@@ -69,16 +65,16 @@ def run(trainer: Any, config: Train, out: Path, checkpoints: Path, log: Log) -> 
     except KeyError as error:
         if "metric_for_best_model" not in str(error):
             raise
-        raise UserError(f"train.{field}.metric_for_best_model: {str(error.args[0]).rstrip('.')}.") from error
+        raise UserError(f"train.{section}.metric_for_best_model: {str(error.args[0]).rstrip('.')}.") from error
     except (ImportError, ValueError, TypeError, ArithmeticError) as error:
         # A package that an optimizer needs, a schedule that does not know its arguments: nothing has been trained yet.
-        if stepped:
+        if trainer.state.global_step > (begun or 0):
             raise
-        raise UserError(f"train.{field}: the trainer cannot begin with these settings: {error}") from error
+        raise UserError(f"train.{section}: the trainer cannot begin with these settings: {error}") from error
     if trainer.state.max_steps > 0 and not trainer.state.global_step:
         raise UserError(
-            f"train.{field}: nothing was trained: the {len(trainer.train_dataset):,} rows do not fill one batch. Lower "
-            "per_device_train_batch_size or gradient_accumulation_steps."
+            f"train.{section}: nothing was trained: the {len(trainer.train_dataset):,} rows do not fill one batch. "
+            "Lower per_device_train_batch_size or gradient_accumulation_steps."
         )
     best = {}
     if config.early_stopping:
@@ -91,7 +87,7 @@ def run(trainer: Any, config: Train, out: Path, checkpoints: Path, log: Log) -> 
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     return {
         "steps": trainer.state.global_step,
-        "resumed_from": int(resume.name.split("-")[1]) if resume else None,
+        "resumed_from": begun,
         "train_loss": _last(trainer.state.log_history, "loss", result.training_loss),
         "eval_loss": eval_loss,
         "trainable": trainable,

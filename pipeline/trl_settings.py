@@ -193,9 +193,9 @@ def _fast_bf16_cpu() -> bool:
 
 def write_yaml(config: Train, out: Path, *, seed: int, rows: Path, context: int) -> None:
     """out/trl_sft.yaml: the same fine-tuning for `trl sft --config trl_sft.yaml`, without seqkd. Its paths are relative
-    to `out`, the stage's folder, so it is to be started there, and a run can be moved as a whole. `rows`: the training
-    table; a student of random weights lies in out/untrained, and
-    what lies elsewhere has its absolute path. `context`: tokens that the student can attend to."""
+    to `out`, the stage's folder, so it is to be started there, and a run can be moved as a whole; what lies elsewhere
+    has its absolute path. `rows`: the training table; a student of random weights lies in out/untrained. `context`:
+    tokens that the student can attend to."""
     from trl import SFTConfig
 
     here = isinstance(config.student, str) and Path(config.student).is_dir()
